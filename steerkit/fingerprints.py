@@ -1,0 +1,72 @@
+"""What makes a model the model that a vector was made on.
+
+A name and a shape are not enough: the same weights read with another configuration are another model, so a fingerprint
+also holds how the model behaves on a fixed sequence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from steerkit.models import Model
+
+FIXED_LENGTH = 12
+SAMPLES = 24
+EXACT_TOLERANCE = 1e-3
+ROUGH_TOLERANCE = 0.1
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """A model's identity: its name for people, its shape and its behaviour for the machine."""
+
+    name: str
+    """What people call the model."""
+    layers: int
+    """How many blocks it has."""
+    width: int
+    """The size of its residual stream."""
+    behaviour: tuple[tuple[float, ...], ...]
+    """At the first, middle and last layer, evenly spaced coordinates of the last token of a fixed sequence."""
+    dtype: str = "float32"
+    """The precision it was measured in; halves are compared roughly."""
+
+    @classmethod
+    def of(cls, model: Model) -> Fingerprint:
+        """Run the fixed sequence through a model."""
+        size = int(model.bridge.original_model.get_input_embeddings().num_embeddings)
+        tokens = torch.tensor([[(97 + 31 * i * i) % size for i in range(FIXED_LENGTH)]], device=model.device)
+        last = torch.zeros_like(tokens, dtype=torch.bool)
+        last[:, -1] = True
+        means = model.residuals(tokens, torch.ones_like(tokens), last)[0].cpu()
+        places = torch.linspace(0, model.width - 1, min(SAMPLES, model.width)).round().long()
+        behaviour = [
+            tuple(round(x, 5) for x in means[l, places].tolist()) for l in (0, model.n_layers // 2, model.n_layers - 1)
+        ]
+        dtype = next(model.bridge.original_model.parameters()).dtype
+        return cls(model.name, model.n_layers, model.width, tuple(behaviour), str(dtype).removeprefix("torch."))
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Fingerprint:
+        """Read what `to_json` wrote. Raises KeyError, TypeError or ValueError for anything else."""
+        behaviour = tuple(tuple(float(x) for x in row) for row in data["behaviour"])
+        return cls(str(data["name"]), int(data["layers"]), int(data["width"]), behaviour, str(data["dtype"]))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for a file."""
+        return asdict(self)
+
+    def difference(self, other: Fingerprint) -> str | None:
+        """Why two fingerprints are of different models, in words; None if they are the same model."""
+        if (self.layers, self.width) != (other.layers, other.width):
+            return f"{self.layers} layers × {self.width} against {other.layers} × {other.width}"
+        exact = {self.dtype, other.dtype} <= {"float32", "float64"}
+        for ours, theirs in zip(self.behaviour, other.behaviour, strict=True):
+            a, b = torch.tensor(ours), torch.tensor(theirs)
+            if (a - b).norm() > (EXACT_TOLERANCE if exact else ROUGH_TOLERANCE) * b.norm():
+                return "same shape, but they compute different things"
+        return None

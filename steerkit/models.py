@@ -1,0 +1,296 @@
+"""A loaded model: chat to tokens, forward passes, and functions on its residual stream.
+
+This is the only module that imports transformer_lens. Layer `l` everywhere is 0-based and means the residual stream
+after block `l`: TransformerLens' `blocks.{l}.hook_out`, Hugging Face's `hidden_states[l+1]`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from steerkit import weights
+from steerkit.errors import ModelError, PromptError, nearest
+from steerkit.fingerprints import Fingerprint
+
+Message = Mapping[str, str]
+"""One turn of a chat: `role` (system, user or assistant) and `content`."""
+
+ResidualFunction = Callable[[Float[Tensor, "b s d"]], Float[Tensor, "b s d"]]
+"""What is done to one layer's residual stream. A reader returns what it was given; an edit returns something else."""
+
+PLAIN_NAMES = {"system": "System", "user": "User", "assistant": "Assistant"}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(eq=False)
+class Model:
+    """A model that can be read and steered."""
+
+    name: str
+    """What people call it, such as `SmolLM2-135M-Instruct`."""
+    bridge: Any
+    """The TransformerLens bridge that holds the weights and the hook points."""
+    tokenizer: Any
+    """The Hugging Face tokenizer, with its chat template if it has one."""
+    notes: list[str] = field(default_factory=list)
+    """What the user should know about how this model is used, said once."""
+
+    @property
+    def n_layers(self) -> int:
+        """How many blocks the model has."""
+        return int(self.bridge.cfg.n_layers)
+
+    @property
+    def width(self) -> int:
+        """The size of the residual stream."""
+        return int(self.bridge.cfg.d_model)
+
+    @property
+    def context(self) -> int:
+        """How many tokens the model can take."""
+        return int(self.bridge.cfg.n_ctx)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.bridge.original_model.parameters()).device
+
+    @cached_property
+    def end_tokens(self) -> frozenset[int]:
+        """Tokens after which a reply is over."""
+        config = getattr(self.bridge.original_model, "generation_config", None)
+        ends = getattr(config, "eos_token_id", None)
+        listed = ends if isinstance(ends, list) else [ends]
+        return frozenset(end for end in [*listed, self.tokenizer.eos_token_id] if end is not None)
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """What makes this model this model; vectors carry it."""
+        return Fingerprint.of(self)
+
+    def render(self, messages: Sequence[Message], reply_follows: bool = True) -> str:
+        """Write a chat as the text the model was trained on.
+
+        A system message that the template rejects or drops goes in front of the first user message. A model without a
+        template gets `User: …` and `Assistant:` paragraphs, and says so once in `notes`.
+        """
+        if self.tokenizer.chat_template is None:
+            self._note("this model has no chat template; chats are written as 'User: …' and 'Assistant:' paragraphs")
+            turns = [f"{PLAIN_NAMES[message['role']]}: {message['content']}" for message in messages]
+            return "\n\n".join([*turns, "Assistant:"] if reply_follows else turns)
+        from jinja2 import TemplateError
+
+        def apply(turns: Sequence[Message]) -> str:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    [dict(turn) for turn in turns], tokenize=False, add_generation_prompt=reply_follows
+                )
+            )
+
+        try:
+            text = apply(messages)
+            if messages[0]["role"] != "system" or messages[0]["content"].strip() in text:
+                return text
+        except TemplateError:
+            if messages[0]["role"] != "system" or len(messages) < 2:
+                raise
+        self._note("this model's chat template takes no system message; it is put in front of the first user message")
+        system, first, *rest = messages
+        return apply([{"role": first["role"], "content": f"{system['content']}\n\n{first['content']}"}, *rest])
+
+    def chat_tokens(self, messages: Sequence[Message], room: int = 0) -> list[int]:
+        """Tokens of a chat up to where the assistant's reply begins.
+
+        Raises:
+            PromptError: the last message is empty, or chat and `room` for a reply exceed the context.
+        """
+        if not messages or not messages[-1]["content"].strip():
+            raise PromptError("the prompt is empty; say something to the model")
+        tokens = self.tokenize(self.render(messages))
+        if len(tokens) + room > self.context:
+            raise PromptError(
+                f"the prompt has {len(tokens)} tokens and the reply may have {room}, but {self.name} holds "
+                f"{self.context}; shorten the prompt or lower --max-tokens"
+            )
+        return tokens
+
+    def tokenize(self, text: str) -> list[int]:
+        """Tokens of a rendered chat. Only a model without a template gets its tokenizer's own special tokens."""
+        plain = self.tokenizer.chat_template is None
+        return list(self.tokenizer(text, add_special_tokens=plain).input_ids)
+
+    def reply_tokens(self, text: str) -> list[int]:
+        """Tokens of a reply that is given, as they stand after `chat_tokens`."""
+        lead = " " if self.tokenizer.chat_template is None else ""
+        return list(self.tokenizer(lead + text, add_special_tokens=False).input_ids)
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "b s"],
+        mask: Int[Tensor, "b t"],
+        cache: Any = None,
+        functions: Mapping[int, Sequence[ResidualFunction]] | None = None,
+        last_only: bool = True,
+    ) -> tuple[Float[Tensor, "b s v"], Any]:
+        """One forward pass.
+
+        Args:
+            tokens: what is new, [b s]
+            mask: 1 where a token counts, over the cached tokens and the new ones, [b t]
+            cache: what the previous pass returned, or None for a fresh start
+            functions: by layer, what is done to the residual stream, in order
+            last_only: whether logits of the last position are enough
+
+        Returns:
+            Logits [b s v] (s = 1 if `last_only`) and the cache to hand to the next pass.
+        """
+        options = {"logits_to_keep": 1} if last_only and self._can_trim_logits else {}
+        with torch.inference_mode(), self._hooks(functions or {}):
+            logits, cache = self.bridge(
+                tokens,
+                attention_mask=mask,
+                past_key_values=cache,
+                use_cache=True,
+                return_type="logits_and_cache",
+                **options,
+            )
+        return (logits[:, -1:] if last_only else logits), cache
+
+    def residuals(
+        self, tokens: Int[Tensor, "b s"], mask: Int[Tensor, "b s"], pool: Bool[Tensor, "b s"]
+    ) -> Float[Tensor, "b l d"]:
+        """Every layer's residual stream, averaged over the positions in `pool`, in float32 [b l d].
+
+        Each layer is averaged as soon as it is there, so memory grows with neither depth nor length.
+        """
+        share = pool.float() / pool.float().sum(-1, keepdim=True).clamp_min(1)
+        means = torch.empty(len(tokens), self.n_layers, self.width, device=self.device)
+
+        def reader(l: int) -> ResidualFunction:
+            def read(h: Tensor) -> Tensor:
+                means[:, l] = torch.einsum("bs,bsd->bd", share, h.float())
+                return h
+
+            return read
+
+        self.forward(tokens, mask, functions={l: [reader(l)] for l in range(self.n_layers)})
+        return means
+
+    @contextmanager
+    def _hooks(self, functions: Mapping[int, Sequence[ResidualFunction]]) -> Iterator[None]:
+        """Install functions on layers; the handles are removed whatever happens."""
+
+        def chain(steps: Sequence[ResidualFunction]) -> Callable[..., Tensor]:
+            def hook(_module: Any, _inputs: Any, h: Tensor) -> Tensor:
+                for step in steps:
+                    h = step(h)
+                return h
+
+            return hook
+
+        handles = []
+        try:
+            for l, steps in functions.items():
+                handles.append(self.bridge.hook_dict[f"blocks.{l}.hook_out"].register_forward_hook(chain(steps)))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @cached_property
+    def _can_trim_logits(self) -> bool:
+        return "logits_to_keep" in inspect.signature(self.bridge.original_model.forward).parameters
+
+    def _note(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
+
+
+def pad_left(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Int[Tensor, "b s"], Int[Tensor, "b s"]]:
+    """Stack rows of tokens to one width, padded on the left; the mask is 0 on padding.
+
+    >>> pad_left([[7], [8, 9]], torch.device("cpu"))[0].tolist()
+    [[0, 7], [8, 9]]
+    """
+    width = max(len(row) for row in rows)
+    tokens = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], device=device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    return tokens, mask
+
+
+def load_model(
+    name: str | None = None,
+    device: str | None = None,
+    dtype: str = "float32",
+    progress: weights.Progress = weights.ignore_progress,
+) -> Model:
+    """Load a model: nothing for the default one, a hub id, a folder, or a `.gguf` file.
+
+    Raises:
+        ModelError: it cannot be found, fetched or read.
+    """
+    if dtype not in DTYPES:
+        raise ModelError(f"no dtype is called {dtype!r}; {nearest(dtype, DTYPES, 'choose from: ' + ', '.join(DTYPES))}")
+    if name is None or name.lower() in (weights.DEFAULT_MODEL.name.lower(), "default"):
+        source, title = str(weights.get_default_model(progress)), weights.DEFAULT_MODEL.name
+    else:
+        source, title = _locate(name, progress)
+    try:
+        bridge = _boot(source, torch.device(device or _best_device()), DTYPES[dtype])
+    except Exception as error:
+        # transformers and its hub client raise dozens of types here; each of them means that there is no model.
+        raise ModelError(_explain(name or title, source, error)) from error
+    return Model(title, bridge, bridge.tokenizer)
+
+
+def _locate(name: str, progress: weights.Progress) -> tuple[str, str]:
+    """Where a named model's files are, and what to call it."""
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        return str(weights.get_gguf_model(path, progress)), path.stem
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"{path} holds no model (no config.json); name a folder that transformers can load")
+        return str(path), path.resolve().name
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(f"no folder {path}; -m takes a hub id, a model folder or a .gguf file")
+    return name, name.split("/")[-1]
+
+
+def _boot(source: str, device: torch.device, dtype: torch.dtype) -> Any:
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    logging.getLogger("transformer_lens").setLevel(logging.ERROR)
+    bridge = TransformerBridge.boot_transformers(source, device=device, dtype=dtype)  # type: ignore[attr-defined]
+    bridge.eval()
+    return bridge
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _explain(name: str, source: str, error: Exception) -> str:
+    """One line for a model that does not load: what was asked, and what is here."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    if Path(source).is_dir():
+        return f"cannot load the model in {source}: {reason}; fetch it again or choose another with -m"
+    known = [weights.DEFAULT_MODEL.name, *(path.name for path in weights.cache_folder().glob("[!.]*") if path.is_dir())]
+    hint = nearest(name, {entry.lower() for entry in known}, f"without -m you get {weights.DEFAULT_MODEL.name}")
+    return f"no model {name!r} on this machine and none could be fetched from the hub ({reason}); {hint}"

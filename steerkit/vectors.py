@@ -1,0 +1,198 @@
+"""Steering vectors: algebra, files, and where they are found.
+
+A file is safetensors with `directions` and `baseline` [l d] in float32 and one metadata key, `steerkit`, that holds one
+JSON string. One key, because several are written in random order, and then the same vector has another hash every time.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from steerkit.errors import VectorError, nearest
+from steerkit.files import replacing_file
+from steerkit.fingerprints import Fingerprint
+
+FORMAT = 1
+NAME = re.compile(r"[a-z_][a-z0-9_]*")
+
+
+@dataclass(frozen=True, eq=False)
+class SteeringVector:
+    """A persona's displacement at every layer, with what is needed to trust it."""
+
+    name: str
+    """What expressions call it."""
+    model: Fingerprint
+    """The model it was made on; it fits no other."""
+    directions: Float[Tensor, "l d"]
+    """Displacement at each layer in raw residual units; dial 1 adds it once."""
+    baseline: Float[Tensor, "l d"]
+    """The negative persona's mean activation; a state there scores 0."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """How it was made: pair, prompts' hash, estimator, reading, counts, seed, versions, audit."""
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    """What has been measured of it; empty until it is calibrated."""
+
+    def __post_init__(self) -> None:
+        """Refuse tensors that do not fit the model or are not finite."""
+        shape = (self.model.layers, self.model.width)
+        for key in ("directions", "baseline"):
+            tensor = getattr(self, key)
+            if tuple(tensor.shape) != shape:
+                raise VectorError(f"{self.name}: {key} is {tuple(tensor.shape)}, not layers × width {shape}")
+            if not torch.isfinite(tensor).all():
+                raise VectorError(f"{self.name}: {key} holds values that are not finite; extract it again")
+
+    @property
+    def layer(self) -> int:
+        """The layer used when nobody names one: the calibrated one, or the middle."""
+        return int(self.evidence.get("best_layer", self.model.layers // 2))
+
+    def __add__(self, other: SteeringVector) -> SteeringVector:
+        """Displacement of both at once; the baseline is the mean of both."""
+        self.require(other.model)
+        return replace(
+            self,
+            name=f"{self.name}_plus_{other.name}",
+            directions=self.directions + other.directions,
+            baseline=(self.baseline + other.baseline) / 2,
+            provenance={"sum_of": [dict(self.provenance), dict(other.provenance)]},
+            evidence={},
+        )
+
+    def __neg__(self) -> SteeringVector:
+        """The opposite displacement, from the same baseline."""
+        return self * -1.0
+
+    def __sub__(self, other: SteeringVector) -> SteeringVector:
+        """What one displacement has and the other has not."""
+        return self + -other
+
+    def __mul__(self, factor: float) -> SteeringVector:
+        """The displacement `factor` times as long."""
+        provenance = {**self.provenance, "scaled_by": factor * float(self.provenance.get("scaled_by", 1.0))}
+        return replace(self, directions=self.directions * factor, provenance=provenance, evidence={})
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> SteeringVector:
+        """The displacement divided."""
+        return self * (1.0 / divisor)
+
+    def require(self, model: Fingerprint) -> None:
+        """Refuse to work with another model.
+
+        Raises:
+            VectorError: this vector was made on another model.
+        """
+        if (reason := self.model.difference(model)) is not None:
+            raise VectorError(
+                f"{self.name} was made on {self.model.name}, and this is {model.name} ({reason}); "
+                f"make one for it: steerkit extract {self.provenance.get('persona', self.name)} -m MODEL"
+            )
+
+    def save(self, path: Path) -> None:
+        """Write the file atomically; the same vector always makes the same bytes.
+
+        Raises:
+            OutputError: the place cannot be written; what stood there is untouched.
+        """
+        described = {
+            "format": FORMAT,
+            "name": self.name,
+            "model": self.model.to_json(),
+            "provenance": dict(self.provenance),
+            "evidence": dict(self.evidence),
+        }
+        tensors = {"directions": self.directions, "baseline": self.baseline}
+        tensors = {key: tensor.detach().float().cpu().contiguous() for key, tensor in tensors.items()}
+        data = save(tensors, {"steerkit": json.dumps(described, sort_keys=True, ensure_ascii=False)})
+        with replacing_file(path) as temporary:
+            temporary.write_bytes(data)
+
+
+def load_vector(path: Path) -> SteeringVector:
+    """Read a vector's file.
+
+    Raises:
+        VectorError: there is none, or it is damaged, hand-edited or of another format.
+    """
+    if not path.is_file():
+        raise VectorError(f"no vector at {path}; make one with: steerkit extract PERSONA -o {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = (file.metadata() or {}).get("steerkit")
+            if metadata is None:
+                raise VectorError(f"{path} is safetensors, but not a steerkit vector; make one with: steerkit extract")
+            tensors = {key: file.get_tensor(key) for key in ("directions", "baseline")}
+        described = json.loads(metadata)
+        if described["format"] != FORMAT:
+            raise VectorError(f"{path} has format {described['format']}; this steerkit reads {FORMAT}; update steerkit")
+        return SteeringVector(
+            name=str(described["name"]),
+            model=Fingerprint.from_json(described["model"]),
+            provenance=dict(described["provenance"]),
+            evidence=dict(described["evidence"]),
+            **tensors,
+        )
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise VectorError(f"{path} is damaged or not a steerkit vector ({error}); extract it again") from error
+
+
+def model_slug(name: str) -> str:
+    """A model's name as a folder name.
+
+    >>> model_slug("SmolLM2-135M-Instruct")
+    'smollm2-135m-instruct'
+    """
+    return re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-.") or "model"
+
+
+def search_path() -> list[Path]:
+    """Folders that hold vectors, one subfolder a model; the first one that has a name wins."""
+    beside = Path(__file__).resolve().parent.parent / "vectors"
+    folders = [Path("vectors"), platformdirs.user_data_path("steerkit") / "vectors", beside]
+    return [folder for i, folder in enumerate(folders) if folder.resolve() not in {f.resolve() for f in folders[:i]}]
+
+
+def vector_path(name: str, model_name: str) -> Path:
+    """Where `extract` puts a vector when nobody says where."""
+    return Path("vectors") / model_slug(model_name) / f"{name}.safetensors"
+
+
+def list_vectors(model_name: str | None = None) -> dict[tuple[str, str], Path]:
+    """Every vector on the search path, by (model folder, name)."""
+    found: dict[tuple[str, str], Path] = {}
+    pattern = f"{model_slug(model_name)}/*.safetensors" if model_name else "*/*.safetensors"
+    for folder in search_path():
+        for path in sorted(folder.glob(pattern)):
+            found.setdefault((path.parent.name, path.stem), path)
+    return found
+
+
+def find_vector(name: str, model_name: str) -> SteeringVector:
+    """Load a vector by its persona's name, or by the path of its file.
+
+    Raises:
+        VectorError: there is none; the message names the nearest.
+    """
+    if name.endswith(".safetensors") or "/" in name:
+        return load_vector(Path(name).expanduser())
+    found = {stem: path for (_, stem), path in list_vectors(model_name).items()}
+    if name not in found:
+        hint = nearest(name, found)
+        make = f"make it with: steerkit extract {name}"
+        raise VectorError(f"no vector is called {name!r} for {model_name}; {hint + ' or ' if hint else ''}{make}")
+    return load_vector(found[name])
