@@ -66,6 +66,11 @@ class Model:
         """Where the weights are."""
         return next(self.bridge.original_model.parameters()).device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the weights."""
+        return next(self.bridge.original_model.parameters()).dtype
+
     @cached_property
     def end_tokens(self) -> frozenset[int]:
         """Tokens after which a reply is over."""
@@ -141,8 +146,8 @@ class Model:
         mask: Int[Tensor, "b t"],
         cache: Any = None,
         functions: Mapping[int, Sequence[ResidualFunction]] | None = None,
-        last_only: bool = True,
-    ) -> tuple[Float[Tensor, "b s v"], Any]:
+        keep: int = 1,
+    ) -> tuple[Float[Tensor, "b k v"], Any]:
         """One forward pass.
 
         Args:
@@ -150,12 +155,12 @@ class Model:
             mask: 1 where a token counts, over the cached tokens and the new ones, [b t]
             cache: what the previous pass returned, or None for a fresh start
             functions: by layer, what is done to the residual stream, in order
-            last_only: whether logits of the last position are enough
+            keep: at how many of the last positions logits are wanted
 
         Returns:
-            Logits [b s v] (s = 1 if `last_only`) and the cache to hand to the next pass.
+            Logits [b keep v] and the cache to hand to the next pass.
         """
-        options = {"logits_to_keep": 1} if last_only and self._can_trim_logits else {}
+        options = {"logits_to_keep": keep} if self._can_trim_logits else {}
         with torch.inference_mode(), self._hooks(functions or {}):
             logits, cache = self.bridge(
                 tokens,
@@ -165,7 +170,7 @@ class Model:
                 return_type="logits_and_cache",
                 **options,
             )
-        return (logits[:, -1:] if last_only else logits), cache
+        return logits[:, -keep:], cache
 
     def residuals(
         self, tokens: Int[Tensor, "b s"], mask: Int[Tensor, "b s"], pool: Bool[Tensor, "b s"]

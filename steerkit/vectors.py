@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -196,3 +196,30 @@ def find_vector(name: str, model_name: str) -> SteeringVector:
         make = f"make it with: steerkit extract {name}"
         raise VectorError(f"no vector is called {name!r} for {model_name}; {hint + ' or ' if hint else ''}{make}")
     return load_vector(found[name])
+
+
+class VectorSet(Mapping[str, SteeringVector]):
+    """The vectors that fit one model, loaded when they are asked for.
+
+    Looking up a name that is not there raises `VectorError`, which says what is nearby, rather than `KeyError`.
+    """
+
+    def __init__(self, model: Fingerprint) -> None:
+        self._model = model
+        self._loaded: dict[str, SteeringVector] = {}
+
+    def __getitem__(self, name: str) -> SteeringVector:
+        """Load a vector by name or path, and check that it was made on this model."""
+        if name not in self._loaded:
+            vector = find_vector(name, self._model.name)
+            vector.require(self._model)
+            self._loaded[name] = vector
+        return self._loaded[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Names that are on the search path."""
+        return iter(sorted({stem for _, stem in list_vectors(self._model.name)}))
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(list(iter(self)))

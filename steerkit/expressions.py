@@ -1,0 +1,188 @@
+"""The steering language, read from text.
+
+    expression := ["-"] term (("+" | "-") term)*
+    term       := [number] name [place]          adds the vector, once unless a number says otherwise
+                | operator "(" name ["," number] ")" [place]
+    place      := ["@" layer ["-" layer]] ["when" name (">" | "<") number]
+
+A name is a persona with a vector for this model, or the path of a `.safetensors` file.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from steerkit.errors import ExpressionError, nearest
+from steerkit.operators import OPERATORS
+from steerkit.steering import Gate, Term
+from steerkit.vectors import SteeringVector
+
+TOKEN = re.compile(
+    r"""\s*(?:
+      (?P<path>"[^"]+"|[^\s(),"]*\.safetensors)
+    | (?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?![A-Za-z_]))
+    | (?P<name>[A-Za-z_][A-Za-z0-9_]*)
+    | (?P<sign>[-+−])
+    | (?P<mark>[(),@<>])
+    )""",
+    re.VERBOSE,
+)
+
+
+@dataclass(frozen=True)
+class Word:
+    """One token of an expression."""
+
+    kind: str
+    text: str
+    column: int
+
+
+def parse_terms(text: str, vectors: Mapping[str, SteeringVector]) -> tuple[Term, ...]:
+    """Read the terms of an expression.
+
+    Raises:
+        ExpressionError: with the column where reading stopped, and what was expected there.
+        VectorError: a name has no vector for this model.
+    """
+    return Reader(text, vectors).terms()
+
+
+def _words(text: str) -> list[Word]:
+    words, place = [], 0
+    while text[place:].strip():
+        match = TOKEN.match(text, place)
+        if match is None:
+            column = place + len(text[place:]) - len(text[place:].lstrip()) + 1
+            raise _error(text, column, f"{text[column - 1]!r} means nothing here")
+        kind = str(match.lastgroup)
+        words.append(Word(kind, match.group(kind).replace("−", "-"), match.start(kind) + 1))
+        place = match.end()
+    return [*words, Word("end", "the end", len(text) + 1)]
+
+
+def _error(text: str, column: int, problem: str) -> ExpressionError:
+    return ExpressionError(f"cannot read {text!r} at column {column}: {problem}; for example: 0.8 hal - 0.3 warmth")
+
+
+@dataclass
+class Reader:
+    """Reads one expression from left to right."""
+
+    text: str
+    vectors: Mapping[str, SteeringVector]
+    at: int = 0
+    words: list[Word] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.words = _words(self.text)
+
+    def terms(self) -> tuple[Term, ...]:
+        """The whole expression."""
+        found = [self._term(self._leading_sign())]
+        while self._word.kind != "end":
+            if self._word.kind != "sign":
+                raise self._expected("+ or - before the next term")
+            found.append(self._term(self._leading_sign()))
+        return tuple(found)
+
+    @property
+    def _word(self) -> Word:
+        return self.words[self.at]
+
+    def _take(self) -> Word:
+        word = self._word
+        self.at += 1
+        return word
+
+    def _expected(self, what: str) -> ExpressionError:
+        return _error(self.text, self._word.column, f"expected {what}, not {self._word.text!r}")
+
+    def _leading_sign(self) -> float:
+        if self._word.kind != "sign":
+            return 1.0
+        return -1.0 if self._take().text == "-" else 1.0
+
+    def _term(self, sign: float) -> Term:
+        if self._word.kind == "name" and self.words[self.at + 1].text == "(":
+            return self._call(sign)
+        dial = sign * (self._number() if self._word.kind == "number" else 1.0)
+        name, vector = self._vector()
+        return self._placed(vector, "add", dial, name)
+
+    def _call(self, sign: float) -> Term:
+        word = self._take()
+        if word.text not in OPERATORS:
+            known = nearest(word.text, OPERATORS, "operators are " + ", ".join(OPERATORS))
+            raise _error(self.text, word.column, f"no operator is called {word.text!r}, {known}")
+        if sign < 0:
+            raise _error(self.text, word.column, f"{word.text}(…) takes its sign inside: {word.text}(name, -0.5)")
+        self._take()
+        name, vector = self._vector()
+        dial = OPERATORS[word.text].default
+        if self._word.text == ",":
+            self._take()
+            dial = self._leading_sign() * self._number()
+        if dial is None:
+            raise self._expected(f", and a number, as in {word.text}({name}, 0.5)")
+        if self._word.text != ")":
+            raise self._expected(")")
+        self._take()
+        return self._placed(vector, word.text, dial, name)
+
+    def _placed(self, vector: SteeringVector, operator: str, dial: float, name: str) -> Term:
+        """Read where a term holds, and build it."""
+        column = self._word.column
+        layers = gate = None
+        if self._word.text == "@":
+            self._take()
+            first = last = self._layer()
+            if self._word.text == "-" and self.words[self.at + 1].kind == "number" and self._is_band():
+                self._take()
+                last = self._layer()
+            layers = (first, last)
+        if self._word.text == "when":
+            self._take()
+            gate = self._gate()
+        try:
+            return Term(vector, operator, dial, layers, gate, name)
+        except ExpressionError as error:
+            raise ExpressionError(f"{error} (column {column} of {self.text!r})") from error
+
+    def _is_band(self) -> bool:
+        """Whether `- number` goes on with a band, as in `@12-18`, rather than with a term, as in `@12 - 0.3 warmth`."""
+        after = self.words[self.at + 2]
+        return after.kind not in ("name", "path") or after.text == "when"
+
+    def _gate(self) -> Gate:
+        name, vector = self._vector()
+        if self._word.text not in ("<", ">"):
+            raise self._expected("> or <")
+        above = self._take().text == ">"
+        return Gate(vector, above, self._leading_sign() * self._number(), name)
+
+    def _vector(self) -> tuple[str, SteeringVector]:
+        if self._word.kind not in ("name", "path"):
+            raise self._expected("the name of a persona")
+        word = self._word
+        if word.text.lower() in ("nan", "inf", "infinity"):
+            raise _error(self.text, word.column, f"a dial must be a finite number, not {word.text}")
+        self._take()
+        name = word.text.strip('"')
+        return name, self.vectors[name]
+
+    def _number(self) -> float:
+        if self._word.kind != "number":
+            raise self._expected("a number")
+        word = self._take()
+        if not math.isfinite(number := float(word.text)):
+            raise _error(self.text, word.column, f"a dial must be a finite number, not {word.text}")
+        return number
+
+    def _layer(self) -> int:
+        if self._word.kind != "number" or not self._word.text.isdigit():
+            raise self._expected("a layer number")
+        return int(self._take().text)

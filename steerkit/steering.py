@@ -1,0 +1,200 @@
+"""Steering: which vectors push, how, where and how far.
+
+Which tokens are steered: by default only those whose *next* token is the assistant's to choose, so the first one is the
+last token of the prompt, and the first word of the reply is already steered. With `everywhere`, every token is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from steerkit.errors import ExpressionError
+from steerkit.operators import OPERATORS, increments, score
+from steerkit.vectors import SteeringVector
+
+Edit = Callable[[Float[Tensor, "b s d"]], Float[Tensor, "b s d"]]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A condition on each token: another vector's score, read at the layer that the term edits (arXiv 2409.05907)."""
+
+    vector: SteeringVector
+    """The vector whose score decides."""
+    above: bool
+    """True for `>`, False for `<`."""
+    threshold: float
+    """The score at which it opens."""
+    name: str = ""
+    """What the expression called the vector."""
+
+    def __str__(self) -> str:
+        """The gate as an expression has it."""
+        return f"when {self.name or self.vector.name} {'>' if self.above else '<'} {_number(self.threshold)}"
+
+
+@dataclass(frozen=True)
+class Term:
+    """One vector, one operator, one dial."""
+
+    vector: SteeringVector
+    """What pushes."""
+    operator: str = "add"
+    """How; a key of `operators.OPERATORS`."""
+    dial: float = 1.0
+    """How far, in persona units; for `cap` and `floor` the score that bounds."""
+    layers: tuple[int, int] | None = None
+    """First and last layer; None for the vector's own."""
+    when: Gate | None = None
+    """Only on tokens where this holds."""
+    name: str = ""
+    """What the expression called the vector: its name, or the path of its file."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no model could do."""
+        if not math.isfinite(self.dial) or (self.when and not math.isfinite(self.when.threshold)):
+            raise ExpressionError(f"the dial of {self.vector.name} is not a finite number; try something like 0.8")
+        first, last = self.band
+        if not 0 <= first <= last < self.vector.model.layers:
+            raise ExpressionError(
+                f"layers {first}-{last} are out of range; {self.vector.model.name} has layers 0 to "
+                f"{self.vector.model.layers - 1}"
+            )
+
+    @property
+    def band(self) -> tuple[int, int]:
+        """First and last layer that this term edits."""
+        return self.layers or (self.vector.layer, self.vector.layer)
+
+    def __str__(self) -> str:
+        """The term as an expression has it."""
+        name = self.name or self.vector.name
+        if self.operator == "add":
+            text = f"{_number(self.dial)} {name}"
+        elif self.dial == OPERATORS[self.operator].default:
+            text = f"{self.operator}({name})"
+        else:
+            text = f"{self.operator}({name}, {_number(self.dial)})"
+        if self.layers is not None:
+            first, last = self.layers
+            text += f" @{first}" if first == last else f" @{first}-{last}"
+        return f"{text} {self.when}" if self.when else text
+
+
+@dataclass(frozen=True)
+class Steering:
+    """Terms applied in order. No terms: the model as it is."""
+
+    terms: tuple[Term, ...] = ()
+    """What pushes."""
+    everywhere: bool = False
+    """Whether the prompt is steered too; otherwise only where the reply is being chosen."""
+
+    @classmethod
+    def parse(cls, text: str, vectors: Mapping[str, SteeringVector], everywhere: bool = False) -> Steering:
+        """Read an expression such as `0.8 hal - 0.3 warmth @12-18`.
+
+        Raises:
+            ExpressionError: the text does not parse; the message names the column.
+            VectorError: a name in it has no vector for this model.
+        """
+        from steerkit.expressions import parse_terms
+
+        return cls(parse_terms(text, vectors), everywhere)
+
+    def __str__(self) -> str:
+        """The expression; parsing it gives the same steering back."""
+        text = " + ".join(str(term) for term in self.terms)
+        return text.replace(" + -", " - ")
+
+    def __bool__(self) -> bool:
+        """Whether anything pushes."""
+        return bool(self.terms)
+
+
+def edits(
+    steerings: Sequence[Steering],
+    like: Tensor,
+    choosing: Bool[Tensor, "b s"] | None = None,
+) -> dict[int, list[Edit]]:
+    """Compile one steering per row into functions on layers.
+
+    Args:
+        steerings: one per row of the batch
+        like: a tensor on the model's device and in its precision
+        choosing: where the next token is the assistant's to choose; None where that is every position
+
+    Returns:
+        By layer, edits in the order of the terms. Terms of different rows that share an operator become one edit.
+    """
+    slots: dict[tuple[int, int, str, bool], list[tuple[int, Term]]] = {}
+    for row, steering in enumerate(steerings):
+        for order, term in enumerate(steering.terms):
+            first, last = term.band
+            for l in range(first, last + 1):
+                slots.setdefault((l, order, term.operator, term.when is not None), []).append((row, term))
+    active = _active(steerings, choosing)
+    functions: dict[int, list[Edit]] = {}
+    for (l, _, operator, _), members in sorted(slots.items(), key=lambda slot: slot[0]):
+        functions.setdefault(l, []).append(_edit(l, operator, members, len(steerings), like, active))
+    return functions
+
+
+def _active(steerings: Sequence[Steering], choosing: Tensor | None) -> Tensor | None:
+    """Where each row is steered, [b s]; None for everywhere."""
+    if choosing is None or all(steering.everywhere for steering in steerings):
+        return None
+    everywhere = torch.tensor([steering.everywhere for steering in steerings], device=choosing.device)
+    return choosing | everywhere[:, None]
+
+
+def _edit(
+    l: int, operator: str, members: list[tuple[int, Term]], n_rows: int, like: Tensor, active: Tensor | None
+) -> Edit:
+    """One operator on some rows of one layer."""
+    rows = torch.tensor([row for row, _ in members], device=like.device)
+    all_rows = len(members) == n_rows
+    apply, telescopes = OPERATORS[operator].apply, OPERATORS[operator].telescopes
+    direction = torch.stack([_displacement(term, l, telescopes) for _, term in members])[:, None].to(like)
+    baseline = torch.stack([term.vector.baseline[l] for _, term in members])[:, None].to(like)
+    dial = torch.tensor([term.dial for _, term in members])[:, None, None].to(like)
+    gate = _gate([term.when for _, term in members], l, like)
+    where = active if active is None or all_rows else active[rows]
+
+    def edit(h: Tensor) -> Tensor:
+        part = h if all_rows else h[rows]
+        edited = apply(part, direction, baseline, dial)
+        for allowed in (where, gate(part) if gate else None):
+            if allowed is not None:
+                edited = torch.where(allowed[..., None], edited, part)
+        return edited if all_rows else h.index_copy(0, rows, edited)
+
+    return edit
+
+
+def _displacement(term: Term, l: int, telescopes: bool) -> Tensor:
+    first, last = term.band
+    return increments(term.vector.directions, first, last)[l - first] if telescopes else term.vector.directions[l]
+
+
+def _gate(gates: Sequence[Gate | None], l: int, like: Tensor) -> Callable[[Tensor], Tensor] | None:
+    """A function from states to where the gates are open, [b s]."""
+    present = [gate for gate in gates if gate is not None]
+    if not present:
+        return None
+    direction = torch.stack([gate.vector.directions[l] for gate in present])[:, None].to(like)
+    baseline = torch.stack([gate.vector.baseline[l] for gate in present])[:, None].to(like)
+    sign = torch.tensor([1.0 if gate.above else -1.0 for gate in present])[:, None].to(like)
+    threshold = torch.tensor([gate.threshold for gate in present])[:, None].to(like)
+    return lambda h: sign * (score(h, direction, baseline)[..., 0] - threshold) > 0
+
+
+def _number(x: float) -> str:
+    """The shortest text that reads back as the same number."""
+    return str(int(x)) if x == int(x) and abs(x) < 1e15 else repr(x)
