@@ -22,7 +22,7 @@ from steerkit.vectors import SteeringVector
 
 TOKEN = re.compile(
     r"""\s*(?:
-      (?P<path>"[^"]+"|[^\s(),"]*\.safetensors)
+      (?P<path>"[^"]+"|(?![-+−])[^\s(),"@]*\.safetensors)
     | (?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?![A-Za-z_]))
     | (?P<name>[A-Za-z_][A-Za-z0-9_]*)
     | (?P<sign>[-+−])

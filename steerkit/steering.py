@@ -7,6 +7,7 @@ last token of the prompt, and the first word of the reply is already steered. Wi
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -75,6 +76,7 @@ class Term:
     def __str__(self) -> str:
         """The term as an expression has it."""
         name = self.name or self.vector.name
+        name = f'"{name}"' if re.search(r"[\s(),@]", name) else name
         if self.operator == "add":
             text = f"{_number(self.dial)} {name}"
         elif self.dial == OPERATORS[self.operator].default:

@@ -6,7 +6,9 @@ against a known SHA-256 and dequantised once; so is any other `.gguf` file.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import subprocess
@@ -207,7 +209,9 @@ def convert_gguf(gguf: Path, folder: Path, name: str, progress: Progress = ignor
         source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
         tokenizer = AutoTokenizer.from_pretrained(**source)
         progress("convert", 1, steps)
-        model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        # The GGUF reader draws a bar of its own on stderr; ours is enough.
+        with contextlib.redirect_stderr(io.StringIO()):
+            model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     except Exception as error:
         # The GGUF reader raises whatever its parser stumbles over; all of it means the same to the user.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

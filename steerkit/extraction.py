@@ -1,0 +1,284 @@
+"""From a pair of personas to a steering vector.
+
+Both sides answer the same questions under mirrored system prompts; what they are averaged over is the reading:
+`response` takes the model's own replies, token by token, and `prompt` takes the last prompt token, from which the reply
+will be made (arXiv 2507.21509). Activations are summed as they come, so memory does not grow with the questions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from steerkit.errors import SteerkitError, nearest
+from steerkit.estimators import ESTIMATORS
+from steerkit.generation import Reply, Sampling, Step, gather, stream
+from steerkit.models import Message, Model, pad_left
+from steerkit.personas import Pair, names
+from steerkit.steering import Steering
+from steerkit.vectors import SteeringVector
+from steerkit.weights import Progress, ignore_progress
+
+READINGS = ("response", "prompt")
+REFUSAL = re.compile(r"\b(i can(?:no|')t|i am unable|i'm unable|i am not able|i'm not able|as an ai\b|i'm sorry, but)", re.I)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a vector is extracted."""
+
+    estimator: str = "mean_diff"
+    """A key of `estimators.ESTIMATORS`."""
+    reading: str = "response"
+    """`response` or `prompt`."""
+    max_tokens: int = 40
+    """How much of each reply is read."""
+    batch_size: int = 36
+    """Rows of one forward pass; a pair takes two."""
+    temperature: float = 0.0
+    """Of the replies; 0 takes the likeliest token."""
+    seed: int = 0
+    """Of the replies."""
+
+    def __post_init__(self) -> None:
+        """Refuse names that do not exist."""
+        for kind, name, known in (("estimator", self.estimator, ESTIMATORS), ("reading", self.reading, READINGS)):
+            if name not in known:
+                hint = nearest(name, known, "choose from: " + ", ".join(known))
+                raise SteerkitError(f"no {kind} is called {name!r}; {hint}")
+        if self.max_tokens < 1 or self.batch_size < 2:
+            raise SteerkitError("an extraction needs at least 1 reply token and a batch of 2 rows")
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One question under both prompts."""
+
+    positive: tuple[int, ...]
+    negative: tuple[int, ...]
+
+
+@dataclass
+class Audit:
+    """What the replies look like, because a direction can be about the wrong thing."""
+
+    replies: int = 0
+    refusals: int = 0
+    label_echoes: int = 0
+    empty: int = 0
+    positive_tokens: int = 0
+    negative_tokens: int = 0
+    examples: list[dict[str, str]] = field(default_factory=list)
+
+    def take(self, positive: Reply, negative: Reply, labels: Sequence[str]) -> None:
+        """Count one pair of replies."""
+        self.replies += 2
+        self.refusals += sum(bool(REFUSAL.search(reply.text)) for reply in (positive, negative))
+        self.label_echoes += any(names(positive.text, label) for label in labels)
+        self.positive_tokens += len(positive.tokens)
+        self.negative_tokens += len(negative.tokens)
+        if len(self.examples) < 2:
+            self.examples.append({"positive": positive.text, "negative": negative.text})
+
+    @property
+    def length_ratio(self) -> float:
+        """Tokens of positive replies for each token of negative ones."""
+        return self.positive_tokens / max(self.negative_tokens, 1)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for the vector's provenance."""
+        return {**asdict(self), "length_ratio": round(self.length_ratio, 3)}
+
+    def warnings(self) -> list[str]:
+        """What the user should look at before trusting the direction."""
+        found = []
+        if self.refusals > 0.25 * self.replies:
+            found.append(f"{self.refusals} of {self.replies} replies refuse; the direction may be about refusing")
+        if self.label_echoes > 0.25 * self.replies / 2:
+            found.append(f"{self.label_echoes} of {self.replies // 2} replies name the persona, which is not playing it")
+        if self.replies and not 0.67 <= self.length_ratio <= 1.5:
+            found.append(f"replies differ in length ({self.length_ratio:.2f} to 1); the direction may be about length")
+        if self.empty:
+            found.append(f"{self.empty} pairs were left out because one side said nothing")
+        return found
+
+
+class Sums:
+    """Running sums over pairs of activations [b l d]; rows are only kept for estimators that need each of them."""
+
+    def __init__(self, n_layers: int, width: int, keep_rows: bool) -> None:
+        self.n = 0
+        self._halves = torch.zeros(2, 2, n_layers, width, dtype=torch.float64)
+        self._counts = [0, 0]
+        self._units = torch.zeros(n_layers, width, dtype=torch.float64)
+        self._rows: list[tuple[Tensor, Tensor]] | None = [] if keep_rows else None
+
+    def add(self, positive: Float[Tensor, "b l d"], negative: Float[Tensor, "b l d"]) -> None:
+        """Take some pairs."""
+        positive, negative = positive.cpu(), negative.cpu()
+        for ours, theirs in zip(positive.double(), negative.double(), strict=True):
+            half = self.n % 2
+            self._halves[half, 0] += ours
+            self._halves[half, 1] += theirs
+            self._counts[half] += 1
+            self._units += torch.nn.functional.normalize(ours - theirs, dim=-1)
+            self.n += 1
+        if self._rows is not None:
+            self._rows.append((positive, negative))
+
+    def sides(self) -> tuple[Float[Tensor, "n l d"], Float[Tensor, "n l d"]]:
+        """What an estimator takes: all rows, or where only the means matter, one row a side."""
+        if self._rows is not None:
+            return torch.cat([p for p, _ in self._rows]), torch.cat([n for _, n in self._rows])
+        positive, negative = (self._halves.sum(0) / max(self.n, 1)).float()
+        return positive[None], negative[None]
+
+    def evidence(self) -> dict[str, list[float]]:
+        """By layer: how well the pairs agree with their mean, and how well one half of them agrees with the other.
+
+        The mean cosine of the pairs with their mean is the mean of their unit differences, projected on it, so running
+        sums are enough.
+        """
+        mean = (self._halves[:, 0] - self._halves[:, 1]).sum(0)
+        agreement = (self._units / max(self.n, 1) * torch.nn.functional.normalize(mean, dim=-1)).sum(-1)
+        first, second = (self._halves[half, 0] - self._halves[half, 1] for half in (0, 1))
+        split = torch.nn.functional.cosine_similarity(first, second, dim=-1)
+        return {
+            "pair_agreement": [round(x, 4) for x in agreement.tolist()],
+            "split_half": [round(x, 4) for x in split.tolist()],
+        }
+
+
+def extract(
+    model: Model, pair: Pair, recipe: Recipe | None = None, progress: Progress = ignore_progress
+) -> SteeringVector:
+    """Compute a persona pair's steering vector.
+
+    Args:
+        model: whose persona space it is
+        pair: positive against negative persona
+        recipe: estimator, reading, sizes
+        progress: told how many tokens of how many have been done
+
+    Returns:
+        A vector with directions and baseline [l d], its provenance, and what the pairs say of its reliability.
+
+    Raises:
+        PromptError: a prompt and its reply exceed the context.
+        SteerkitError: every reply was empty.
+    """
+    recipe = recipe or Recipe()
+    cases = _cases(model, pair, recipe)
+    sums = Sums(model.n_layers, model.width, keep_rows=recipe.estimator != "mean_diff")
+    audit = Audit()
+    total = len(cases) * 2 * (recipe.max_tokens if recipe.reading == "response" else 1)
+    done = 0
+    for batch in _batches(cases, recipe.batch_size):
+        rows = [case.positive for case in batch] + [case.negative for case in batch]
+        share = len(rows) * total // (2 * len(cases))
+        replies: list[Reply] = []
+        if recipe.reading == "response":
+            replies = _speak(model, rows, recipe, done, total, progress)
+            for positive, negative in zip(replies[: len(batch)], replies[len(batch) :], strict=True):
+                audit.take(positive, negative, pair.positive.labels)
+        means, heard = _activations(model, rows, replies)
+        positive, negative = means.chunk(2)
+        kept = torch.tensor([a and b for a, b in zip(*_halves(heard), strict=True)])
+        audit.empty += int((~kept).sum())
+        sums.add(positive[kept], negative[kept])
+        done += share
+        progress("extract", min(done, total), total)
+    if sums.n == 0:
+        raise SteerkitError(f"{model.name} said nothing to any question; try --reading prompt")
+    positive, negative = sums.sides()
+    return SteeringVector(
+        name=pair.positive.name if pair.negative.name == "assistant" else f"{pair.positive.name}_vs_{pair.negative.name}",
+        model=model.fingerprint,
+        directions=ESTIMATORS[recipe.estimator](positive, negative),
+        baseline=negative.mean(0),
+        provenance=_provenance(model, pair, recipe, sums.n, audit),
+        evidence=sums.evidence(),
+    )
+
+
+def _cases(model: Model, pair: Pair, recipe: Recipe) -> list[_Case]:
+    """Every question under every pair of mirrored prompts, shortest first."""
+    room = recipe.max_tokens if recipe.reading == "response" else 1
+
+    def tokens(system: str, question: str) -> tuple[int, ...]:
+        messages: list[Message] = [{"role": "system", "content": system}, {"role": "user", "content": question}]
+        return tuple(model.chat_tokens(messages, room))
+
+    cases = [
+        _Case(tokens(positive, question), tokens(negative, question))
+        for positive, negative in pair.prompts()
+        for question in pair.positive.questions
+    ]
+    return sorted(cases, key=lambda case: len(case.positive) + len(case.negative))
+
+
+def _batches(cases: Sequence[_Case], batch_size: int) -> Iterator[Sequence[_Case]]:
+    """Batches of about equal size, of cases that are about equally long."""
+    n_batches = math.ceil(2 * len(cases) / batch_size)
+    bounds = [round(i * len(cases) / n_batches) for i in range(n_batches + 1)]
+    for start, end in zip(bounds, bounds[1:], strict=False):
+        yield cases[start:end]
+
+
+def _halves(flags: Sequence[bool]) -> tuple[Sequence[bool], Sequence[bool]]:
+    middle = len(flags) // 2
+    return flags[:middle], flags[middle:]
+
+
+def _speak(
+    model: Model, rows: Sequence[tuple[int, ...]], recipe: Recipe, done: int, total: int, progress: Progress
+) -> list[Reply]:
+    """The model's own replies."""
+    sampling = Sampling(recipe.max_tokens, recipe.temperature, seed=recipe.seed)
+    steps: list[list[Step]] = [[] for _ in rows]
+    for step in stream(model, rows, [Steering()] * len(rows), (), sampling):
+        steps[step.row].append(step)
+        said = len(steps[step.row])
+        progress("extract", min(done + said * len(rows), total), total)
+    return [gather(row, said, ()) for row, said in zip(rows, steps, strict=True)]
+
+
+def _activations(
+    model: Model, rows: Sequence[tuple[int, ...]], replies: Sequence[Reply]
+) -> tuple[Float[Tensor, "b l d"], list[bool]]:
+    """Mean activation of each row's reply, or of its last prompt token where there is no reply to read."""
+    spoken = [reply.tokens for reply in replies] or [()] * len(rows)
+    tokens, mask = pad_left([[*row, *reply] for row, reply in zip(rows, spoken, strict=True)], model.device)
+    pool = torch.zeros_like(mask, dtype=torch.bool)
+    for row, reply in enumerate(spoken):
+        pool[row, -max(len(reply), 1) :] = True
+    heard = [bool(reply) for reply in spoken] if replies else [True] * len(rows)
+    return model.residuals(tokens, mask, pool), heard
+
+
+def _provenance(model: Model, pair: Pair, recipe: Recipe, n_pairs: int, audit: Audit) -> dict[str, Any]:
+    prompts = json.dumps([pair.prompts(), pair.positive.questions], ensure_ascii=False)
+    return {
+        "persona": pair.positive.name,
+        "against": pair.negative.name,
+        "estimator": recipe.estimator,
+        "reading": recipe.reading,
+        "max_tokens": recipe.max_tokens,
+        "temperature": recipe.temperature,
+        "seed": recipe.seed,
+        "n_pairs": n_pairs,
+        "prompts_sha256": hashlib.sha256(prompts.encode()).hexdigest(),
+        "model": model.name,
+        "audit": audit.to_json(),
+        "versions": {name: version(name) for name in ("torch", "transformers", "transformer-lens")},
+    }

@@ -1,0 +1,333 @@
+"""The one place where a model runs under a steering: replies, streamed or whole, and readouts.
+
+A reply token's score is read where that token itself is processed, after the edits. Its residual stream exists one step
+after the token has been chosen, so with probes each token is handed out together with its scores one step later, and
+the last token costs a step of its own: a live readout is the same numbers as an offline pass over the finished text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from steerkit.errors import PromptError, VectorError
+from steerkit.models import Message, Model, ResidualFunction, pad_left
+from steerkit.steering import Steering, edits
+from steerkit.vectors import SteeringVector
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A vector that is read."""
+
+    name: str
+    """What its scores are called."""
+    vector: SteeringVector
+    """What states are projected on."""
+    layer: int
+    """Where they are read."""
+
+    @classmethod
+    def of(cls, vector: SteeringVector, layer: int | None = None, name: str = "") -> Probe:
+        """A probe at a layer, by default the vector's own.
+
+        Raises:
+            VectorError: the layer does not exist.
+        """
+        layer = vector.layer if layer is None else layer
+        if not 0 <= layer < vector.model.layers:
+            last = vector.model.layers - 1
+            raise VectorError(f"layer {layer} is out of range; {vector.model.name} has layers 0 to {last}")
+        return cls(name or vector.name, vector, layer)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen."""
+
+    max_tokens: int = 60
+    """The longest reply."""
+    temperature: float = 0.0
+    """0 takes the likeliest token."""
+    top_p: float = 1.0
+    """Only the likeliest tokens that together have this probability."""
+    seed: int = 0
+    """Every row draws from its own stream with this seed, so a row does not depend on its neighbours."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One token of one row."""
+
+    row: int
+    """Which row of the batch."""
+    token: int
+    """The token's number."""
+    text: str
+    """What it adds to the reply; empty while a character is still incomplete."""
+    scores: tuple[float, ...] = ()
+    """One score a probe."""
+
+
+@dataclass(frozen=True)
+class Readout:
+    """Scores of a reply, token by token."""
+
+    tokens: tuple[str, ...]
+    """The text each token adds."""
+    probes: tuple[str, ...]
+    """Names of the columns of `scores`."""
+    scores: Float[Tensor, "s p"]
+    """In persona units: 0 is the assistant, 1 the persona asked for outright."""
+
+    def means(self) -> dict[str, float]:
+        """The mean score of each probe over the tokens."""
+        if not len(self.scores):
+            return {}
+        return {name: float(mean) for name, mean in zip(self.probes, self.scores.mean(0), strict=True)}
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model said, and how it scored while saying it."""
+
+    prompt: tuple[int, ...]
+    """Tokens before the reply."""
+    tokens: tuple[int, ...]
+    """Tokens of the reply, without the one that ends it."""
+    text: str
+    """The reply."""
+    readout: Readout
+    """Its scores."""
+
+
+class Decoder:
+    """Turns tokens into text as they come, never showing half a character."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._tokens: list[int] = []
+        self._shown = 0
+
+    def push(self, token: int) -> str:
+        """Take one token and return the text that it completes."""
+        before = self._text(self._tokens[: self._shown])
+        self._tokens.append(token)
+        text = self._text(self._tokens)
+        if text.endswith("\ufffd"):
+            return ""
+        # A window of a few tokens is enough context for the next one, and keeps long replies linear.
+        self._tokens = self._tokens[-4:]
+        self._shown = len(self._tokens)
+        return text[len(before) :]
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+@dataclass
+class Readings:
+    """Collects scores from the residual stream during a forward pass."""
+
+    probes: Sequence[Probe]
+    device: torch.device
+    scores: Float[Tensor, "b s p"] = field(init=False)
+
+    def functions(self) -> dict[int, list[ResidualFunction]]:
+        """Readers by layer; they belong behind the edits of the same layer."""
+        by_layer: dict[int, list[int]] = {}
+        for column, probe in enumerate(self.probes):
+            by_layer.setdefault(probe.layer, []).append(column)
+        return {l: [self._reader(l, columns)] for l, columns in by_layer.items()}
+
+    def _reader(self, l: int, columns: list[int]) -> ResidualFunction:
+        directions = torch.stack([self.probes[c].vector.directions[l] for c in columns]).to(self.device)
+        baselines = torch.stack([self.probes[c].vector.baseline[l] for c in columns]).to(self.device)
+        readers = directions / directions.square().sum(-1, keepdim=True).clamp_min(1e-20)
+        offsets = (readers * baselines).sum(-1)
+
+        def read(h: Tensor) -> Tensor:
+            if not hasattr(self, "scores") or self.scores.shape[:2] != h.shape[:2]:
+                self.scores = torch.zeros(*h.shape[:2], len(self.probes), device=self.device)
+            self.scores[..., columns] = h.float() @ readers.T - offsets
+            return h
+
+        return read
+
+
+def _merge(*tables: dict[int, list[Any]]) -> dict[int, list[ResidualFunction]]:
+    """Functions of several tables on the same layers, in the order of the tables."""
+    layers = {l for table in tables for l in table}
+    return {l: [function for table in tables for function in table.get(l, [])] for l in layers}
+
+
+def stream(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    steerings: Sequence[Steering],
+    probes: Sequence[Probe] = (),
+    sampling: Sampling | None = None,
+) -> Iterator[Step]:
+    """Generate a reply for every row at once, a token of every row at a time.
+
+    Args:
+        model: who speaks
+        prompts: tokens of each row, from `Model.chat_tokens`
+        steerings: one per row; rows of one batch may be steered differently
+        probes: what is read at every reply token
+        sampling: how tokens are chosen
+
+    Yields:
+        A step for each row that is still speaking. The token that ends a reply is not part of it.
+    """
+    sampling = sampling or Sampling()
+    tokens, mask = pad_left(prompts, model.device)
+    like = torch.empty(0, device=model.device, dtype=model.dtype)
+    choosing = torch.zeros_like(mask, dtype=torch.bool)
+    choosing[:, -1] = True
+    logits, cache = model.forward(tokens, mask, functions=edits(steerings, like, choosing))
+    readings = Readings(probes, model.device)
+    functions = _merge(edits(steerings, like), readings.functions())
+    choose = _Chooser(sampling, len(prompts), model.device)
+    decoders = [Decoder(model.tokenizer) for _ in prompts]
+    speaking = [True] * len(prompts)
+    for position in range(sampling.max_tokens):
+        chosen = choose(logits[:, -1])
+        picked = chosen.tolist()
+        speaking = [on and token not in model.end_tokens for on, token in zip(speaking, picked, strict=True)]
+        if not any(speaking):
+            return
+        steps = [Step(row, token, decoders[row].push(token)) for row, token in enumerate(picked) if speaking[row]]
+        if not probes:
+            yield from steps
+            if position + 1 == sampling.max_tokens:
+                return
+        mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
+        logits, cache = model.forward(chosen[:, None], mask, cache, functions)
+        if probes:
+            scores = readings.scores[:, -1].tolist()
+            yield from (Step(step.row, step.token, step.text, tuple(scores[step.row])) for step in steps)
+
+
+class _Chooser:
+    """Chooses the next token of every row; each row draws from its own stream."""
+
+    def __init__(self, sampling: Sampling, n_rows: int, device: torch.device) -> None:
+        self._sampling = sampling
+        self._device = device
+        self._streams = [torch.Generator().manual_seed(sampling.seed) for _ in range(n_rows)]
+
+    def __call__(self, logits: Float[Tensor, "b v"]) -> Int[Tensor, "b"]:
+        if self._sampling.temperature <= 0:
+            return logits.argmax(-1)
+        chances = torch.softmax(logits.float().cpu() / self._sampling.temperature, dim=-1)
+        ordered, order = chances.sort(descending=True, dim=-1)
+        before = ordered.cumsum(-1) - ordered
+        ordered = ordered.masked_fill(before >= self._sampling.top_p, 0.0)
+        places = [torch.multinomial(row, 1, generator=draw) for row, draw in zip(ordered, self._streams, strict=True)]
+        return order.gather(-1, torch.stack(places))[:, 0].to(self._device)
+
+
+def complete(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    steerings: Sequence[Steering] | None = None,
+    probes: Sequence[Probe] = (),
+    sampling: Sampling | None = None,
+) -> list[Reply]:
+    """Generate a reply for every row and return them whole; see `stream`."""
+    steerings = [Steering()] * len(prompts) if steerings is None else steerings
+    steps: list[list[Step]] = [[] for _ in prompts]
+    for step in stream(model, prompts, steerings, probes, sampling):
+        steps[step.row].append(step)
+    return [gather(prompt, row, probes) for prompt, row in zip(prompts, steps, strict=True)]
+
+
+def gather(prompt: Sequence[int], steps: Sequence[Step], probes: Sequence[Probe]) -> Reply:
+    """Put the steps of one row together."""
+    scores = torch.tensor([step.scores for step in steps]).reshape(len(steps), len(probes))
+    readout = Readout(tuple(step.text for step in steps), tuple(probe.name for probe in probes), scores)
+    tokens = tuple(step.token for step in steps)
+    return Reply(tuple(prompt), tokens, "".join(readout.tokens).strip(), readout)
+
+
+def read_tokens(
+    model: Model, prompt: Sequence[int], reply: Sequence[int], probes: Sequence[Probe], steering: Steering | None = None
+) -> Readout:
+    """Read a finished reply in one pass, under the steering it was made with."""
+    rows = [[*prompt, *reply]]
+    tokens, mask = pad_left(rows, model.device)
+    readings = Readings(probes, model.device)
+    like = torch.empty(0, device=model.device, dtype=model.dtype)
+    functions = edits([steering or Steering()], like, _choosing(tokens, [len(reply)]))
+    model.forward(tokens, mask, functions=_merge(functions, readings.functions()))
+    decoder = Decoder(model.tokenizer)
+    scores = readings.scores[0, len(prompt) :].cpu() if probes else torch.zeros(len(reply), 0)
+    return Readout(tuple(decoder.push(token) for token in reply), tuple(probe.name for probe in probes), scores)
+
+
+def reply_logits(
+    model: Model, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], steerings: Sequence[Steering]
+) -> list[Float[Tensor, "s v"]]:
+    """Logits that predict each given reply, under one steering per row.
+
+    Args:
+        model: who is asked
+        pairs: (prompt tokens, reply tokens), one per row
+        steerings: one per row
+
+    Returns:
+        For each row the logits [s v] of its s reply tokens, in float32.
+    """
+    tokens, mask = pad_left([[*prompt, *reply] for prompt, reply in pairs], model.device)
+    lengths = [len(reply) for _, reply in pairs]
+    like = torch.empty(0, device=model.device, dtype=model.dtype)
+    functions = edits(steerings, like, _choosing(tokens, lengths))
+    logits, _ = model.forward(tokens, mask, functions=functions, keep=max(lengths) + 1)
+    return [logits[row, -length - 1 : -1].float() for row, length in enumerate(lengths)]
+
+
+def _choosing(tokens: Int[Tensor, "b s"], reply_lengths: Sequence[int]) -> Bool[Tensor, "b s"]:
+    """Where the next token is the assistant's: from the last prompt token to the end of the reply."""
+    places = torch.arange(tokens.shape[1], device=tokens.device)
+    first = tokens.shape[1] - torch.tensor(reply_lengths, device=tokens.device) - 1
+    return places[None, :] >= first[:, None]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a chat that was read."""
+
+    role: str
+    """Who spoke."""
+    readout: Readout
+    """The turn's tokens and scores."""
+
+
+def read_chat(model: Model, messages: Sequence[Message], probes: Sequence[Probe]) -> list[Turn]:
+    """Read every turn of a chat, in one pass over the text the model would have seen.
+
+    Raises:
+        PromptError: the chat exceeds the context.
+    """
+    text = model.render(messages, reply_follows=False)
+    encoded = model.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids = encoded.input_ids
+    if len(ids) > model.context:
+        raise PromptError(f"the chat has {len(ids)} tokens and {model.name} holds {model.context}; shorten it")
+    readout = read_tokens(model, [], ids, probes)
+    turns, cursor = [], 0
+    for message in messages:
+        content = message["content"].strip()
+        start = max(text.find(content, cursor), cursor)
+        cursor = start + len(content)
+        # A token may begin with the space in front of a word; it belongs to the turn in which it ends.
+        inside = [i for i, (_, end) in enumerate(encoded.offset_mapping) if start < end <= cursor]
+        pieces = tuple(text[encoded.offset_mapping[i][0] : encoded.offset_mapping[i][1]] for i in inside)
+        turns.append(Turn(message["role"], Readout(pieces, readout.probes, readout.scores[inside])))
+    return turns
