@@ -82,12 +82,17 @@ class Shift:
 def measure_shifts(
     model: Model, vector: SteeringVector, items: Sequence[Item], dials: Sequence[float], n_random: int = 20, seed: int = 0
 ) -> dict[float, Shift]:
-    """Propensity shift at each dial, beside `n_random` random directions of equal norm at the same dial."""
+    """Propensity shift at each dial, beside `n_random` random directions of equal norm at a dial as large.
+
+    A random direction has no right way round, so dials of either sign share the same ones.
+    """
     randoms = [random_like(vector, seed + i) for i in range(n_random)]
-    steerings = [Steering()] + [Steering((Term(v, dial=dial),)) for dial in dials for v in (vector, *randoms)]
-    measured = propensities(model, items, steerings)
-    shifts = (measured[1:] - measured[0]).reshape(len(dials), 1 + n_random, len(items))
-    return {dial: Shift(rows[0], rows[1:].mean(-1)) for dial, rows in zip(dials, shifts, strict=True)}
+    sizes = sorted({abs(dial) for dial in dials})
+    terms = [Term(vector, dial=dial) for dial in dials] + [Term(r, dial=size) for size in sizes for r in randoms]
+    measured = propensities(model, items, [Steering(), *(Steering((term,)) for term in terms)])
+    shifts = measured[1:] - measured[0]
+    nulls = shifts[len(dials) :].mean(-1).reshape(len(sizes), n_random)
+    return {dial: Shift(shifts[i], nulls[sizes.index(abs(dial))]) for i, dial in enumerate(dials)}
 
 
 def random_like(vector: SteeringVector, seed: int) -> SteeringVector:

@@ -30,6 +30,10 @@ from steerkit.vectors import SteeringVector
 from steerkit.weights import Progress, ignore_progress
 
 READINGS = ("response", "prompt")
+
+# Asked of both sides in the same words. Without it small models drift into storytelling on the persona's side only, and
+# the direction is about telling stories.
+REQUEST = "Answer me directly, in one or two short sentences."
 REFUSAL = re.compile(r"\b(i can(?:no|')t|i am unable|i'm unable|i am not able|i'm not able|as an ai\b|i'm sorry, but)", re.I)
 
 
@@ -45,10 +49,14 @@ class Recipe:
     """How much of each reply is read."""
     batch_size: int = 36
     """Rows of one forward pass; a pair takes two."""
-    temperature: float = 0.0
-    """Of the replies; 0 takes the likeliest token."""
+    temperature: float = 0.7
+    """Of the replies; 0 takes the likeliest token, and small models then go round in circles."""
+    top_p: float = 0.9
+    """Of the replies."""
     seed: int = 0
     """Of the replies."""
+    request: str = REQUEST
+    """What is added to every question on both sides; it may be empty."""
 
     def __post_init__(self) -> None:
         """Refuse names that do not exist."""
@@ -216,7 +224,7 @@ def _cases(model: Model, pair: Pair, recipe: Recipe) -> list[_Case]:
     room = recipe.max_tokens if recipe.reading == "response" else 1
 
     def tokens(system: str, question: str) -> tuple[int, ...]:
-        messages: list[Message] = [{"role": "system", "content": system}, {"role": "user", "content": question}]
+        messages: list[Message] = [{"role": "system", "content": system}, {"role": "user", "content": f"{question} {recipe.request}".strip()}]
         return tuple(model.chat_tokens(messages, room))
 
     cases = [
@@ -244,7 +252,7 @@ def _speak(
     model: Model, rows: Sequence[tuple[int, ...]], recipe: Recipe, done: int, total: int, progress: Progress
 ) -> list[Reply]:
     """The model's own replies."""
-    sampling = Sampling(recipe.max_tokens, recipe.temperature, seed=recipe.seed)
+    sampling = Sampling(recipe.max_tokens, recipe.temperature, recipe.top_p, recipe.seed)
     steps: list[list[Step]] = [[] for _ in rows]
     for step in stream(model, rows, [Steering()] * len(rows), (), sampling):
         steps[step.row].append(step)
@@ -267,15 +275,11 @@ def _activations(
 
 
 def _provenance(model: Model, pair: Pair, recipe: Recipe, n_pairs: int, audit: Audit) -> dict[str, Any]:
-    prompts = json.dumps([pair.prompts(), pair.positive.questions], ensure_ascii=False)
+    prompts = json.dumps([pair.prompts(), pair.positive.questions, recipe.request], ensure_ascii=False)
     return {
         "persona": pair.positive.name,
         "against": pair.negative.name,
-        "estimator": recipe.estimator,
-        "reading": recipe.reading,
-        "max_tokens": recipe.max_tokens,
-        "temperature": recipe.temperature,
-        "seed": recipe.seed,
+        **asdict(recipe),
         "n_pairs": n_pairs,
         "prompts_sha256": hashlib.sha256(prompts.encode()).hexdigest(),
         "model": model.name,
