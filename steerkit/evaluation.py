@@ -14,10 +14,15 @@ from steerkit.models import Model
 from steerkit.personas import Item
 from steerkit.steering import Steering, Term
 from steerkit.vectors import SteeringVector
+from steerkit.weights import Progress, ignore_progress
 
 
 def propensities(
-    model: Model, items: Sequence[Item], steerings: Sequence[Steering], batch_size: int = 24
+    model: Model,
+    items: Sequence[Item],
+    steerings: Sequence[Steering],
+    batch_size: int = 24,
+    progress: Progress = ignore_progress,
 ) -> Float[Tensor, "k n"]:
     """Mean token log p(persona's reply) − mean token log p(assistant's reply), in nats.
 
@@ -28,6 +33,7 @@ def propensities(
         items: n held-out questions with both replies
         steerings: k steerings; every item is measured under each
         batch_size: rows of one forward pass
+        progress: told how many rows of how many have been measured
 
     Returns:
         Propensities [k n].
@@ -46,6 +52,7 @@ def propensities(
         for (k, i), row in zip(part, logits, strict=True):
             target = torch.tensor(replies[i][1], device=row.device)
             means[k, i] = -torch.nn.functional.cross_entropy(row, target)
+        progress("measure", start + len(part), len(jobs))
     return means[:, 0::2] - means[:, 1::2]
 
 
@@ -80,7 +87,13 @@ class Shift:
 
 
 def measure_shifts(
-    model: Model, vector: SteeringVector, items: Sequence[Item], dials: Sequence[float], n_random: int = 20, seed: int = 0
+    model: Model,
+    vector: SteeringVector,
+    items: Sequence[Item],
+    dials: Sequence[float],
+    n_random: int = 20,
+    seed: int = 0,
+    progress: Progress = ignore_progress,
 ) -> dict[float, Shift]:
     """Propensity shift at each dial, beside `n_random` random directions of equal norm at a dial as large.
 
@@ -89,7 +102,7 @@ def measure_shifts(
     randoms = [random_like(vector, seed + i) for i in range(n_random)]
     sizes = sorted({abs(dial) for dial in dials})
     terms = [Term(vector, dial=dial) for dial in dials] + [Term(r, dial=size) for size in sizes for r in randoms]
-    measured = propensities(model, items, [Steering(), *(Steering((term,)) for term in terms)])
+    measured = propensities(model, items, [Steering(), *(Steering((term,)) for term in terms)], progress=progress)
     shifts = measured[1:] - measured[0]
     nulls = shifts[len(dials) :].mean(-1).reshape(len(sizes), n_random)
     return {dial: Shift(shifts[i], nulls[sizes.index(abs(dial))]) for i, dial in enumerate(dials)}

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -107,18 +107,19 @@ class Audit:
         """Plain data for the vector's provenance."""
         return {**asdict(self), "length_ratio": round(self.length_ratio, 3)}
 
-    def warnings(self) -> list[str]:
-        """What the user should look at before trusting the direction."""
-        found = []
-        if self.refusals > 0.25 * self.replies:
-            found.append(f"{self.refusals} of {self.replies} replies refuse; the direction may be about refusing")
-        if self.label_echoes > 0.25 * self.replies / 2:
-            found.append(f"{self.label_echoes} of {self.replies // 2} replies name the persona, which is not playing it")
-        if self.replies and not 0.67 <= self.length_ratio <= 1.5:
-            found.append(f"replies differ in length ({self.length_ratio:.2f} to 1); the direction may be about length")
-        if self.empty:
-            found.append(f"{self.empty} pairs were left out because one side said nothing")
-        return found
+
+def audit_warnings(audit: Mapping[str, Any]) -> list[str]:
+    """What the user should look at before trusting a direction; `audit` is what `Audit.to_json` gave."""
+    replies, ratio, found = audit["replies"], audit["length_ratio"], []
+    if audit["refusals"] > 0.25 * replies:
+        found.append(f"{audit['refusals']} of {replies} replies refuse; the direction may be about refusing")
+    if audit["label_echoes"] > 0.25 * replies / 2:
+        found.append(f"{audit['label_echoes']} of {replies // 2} replies name the persona, which is not playing it")
+    if replies and not 0.67 <= ratio <= 1.5:
+        found.append(f"replies differ in length ({ratio:.2f} to 1); the direction may be about length")
+    if audit["empty"]:
+        found.append(f"{audit['empty']} pairs were left out because one side said nothing")
+    return found
 
 
 class Sums:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -223,3 +223,44 @@ class VectorSet(Mapping[str, SteeringVector]):
     def __len__(self) -> int:
         """How many there are."""
         return len(list(iter(self)))
+
+
+def describe_vectors(vectors: Sequence[SteeringVector]) -> str:
+    """A Markdown page that lists vectors with what is known of each."""
+    lines = [
+        "# Vectors",
+        "",
+        "Made by `steerkit extract --all`; this page too. Layer is the one used when nobody names one. Pairs agree: mean",
+        "cosine of the pairs' differences with their mean. Split-half: cosine of one half's direction with the other's.",
+        "",
+        "| model | persona | against | pairs | layer | norm | pairs agree | split-half | refusals | length |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for vector in vectors:
+        made, audit = vector.provenance, vector.provenance.get("audit", {})
+        agree, split = (_at(vector.evidence.get(key), vector.layer) for key in ("pair_agreement", "split_half"))
+        norm = float(vector.directions[vector.layer].norm())
+        lines.append(
+            f"| {vector.model.name} | {vector.name} | {made.get('against', '')} | {made.get('n_pairs', '')} | {vector.layer} "
+            f"| {norm:.1f} | {agree} | {split} | {audit.get('refusals', '')} | {audit.get('length_ratio', '')} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _at(values: Sequence[float] | None, layer: int) -> str:
+    return f"{values[layer]:.2f}" if values else "–"
+
+
+def cosines(vectors: Sequence[SteeringVector], layer: int) -> Float[Tensor, "n n"]:
+    """Cosine of every two vectors' directions at one layer.
+
+    Raises:
+        VectorError: they are of different models, or the layer does not exist.
+    """
+    for vector in vectors[1:]:
+        vector.require(vectors[0].model)
+    if not 0 <= layer < vectors[0].model.layers:
+        last = vectors[0].model.layers - 1
+        raise VectorError(f"layer {layer} is out of range; {vectors[0].model.name} has layers 0 to {last}")
+    units = torch.nn.functional.normalize(torch.stack([v.directions[layer] for v in vectors]), dim=-1)
+    return units @ units.T

@@ -1,0 +1,70 @@
+"""The command line: parse, call, print. One file per help panel; nothing here computes.
+
+Importing this must not import torch: `steerkit --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+# With other work on the cores, threads that spin while they wait make everything several times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from steerkit.cli import generate, libraries, make, read, start  # noqa: E402
+from steerkit.cli.console import complain  # noqa: E402
+from steerkit.errors import SteerkitError  # noqa: E402
+
+
+class Group(TyperGroup):
+    """Prints the user's errors as one line and exits with 1, whoever runs the command."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except SteerkitError as error:
+            complain(str(error))
+            raise typer.Exit(1) from error
+        except BrokenPipeError:
+            # The reader of our output went away, as `head` does; that is no failure.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            raise typer.Exit(0) from None
+
+
+app = typer.Typer(
+    cls=Group,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Find a persona's direction in a language model, turn it up and down while the model talks, and see what moved.",
+)
+
+app.command("demo", rich_help_panel="Start")(start.demo)
+app.command("extract", rich_help_panel="Make")(make.extract)
+app.add_typer(libraries.personas_app, name="personas", rich_help_panel="Make")
+app.add_typer(libraries.vectors_app, name="vectors", rich_help_panel="Make")
+app.add_typer(libraries.models_app, name="models", rich_help_panel="Make")
+app.command("generate", rich_help_panel="Use")(generate.generate)
+app.command("read", rich_help_panel="Use")(read.read)
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", help="Print the version and stop.", is_eager=True),
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(installed("persona-steerkit"))
+        raise typer.Exit()
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

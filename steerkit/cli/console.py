@@ -1,0 +1,83 @@
+"""How the command line speaks: results on stdout, talk on stderr, one voice for both."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+
+STAGES = {
+    "fetch": "fetching the default model",
+    "unpack": "unpacking it",
+    "convert": "converting it, once",
+    "extract": "extracting",
+    "measure": "measuring",
+}
+
+
+def out() -> Console:
+    """Where results go. A pipe gets lines as long as they are."""
+    return Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def talk() -> Console:
+    """Where everything else goes."""
+    return Console(file=sys.stderr, highlight=False, stderr=False)
+
+
+def print_json(data: Mapping[str, Any]) -> None:
+    """Print one JSON object, and nothing else, on stdout."""
+    sys.stdout.write(json.dumps(data, ensure_ascii=False, indent=1) + "\n")
+
+
+def warn(message: str) -> None:
+    """Say something the user should know, in one line on stderr."""
+    talk().print(Text.assemble(("note ", "yellow"), message), soft_wrap=True)
+
+
+def complain(message: str) -> None:
+    """Say what went wrong, in one line on stderr."""
+    talk().print(Text.assemble(("error ", "bold red"), " ".join(message.split())), soft_wrap=True)
+
+
+@contextmanager
+def progress(label: str = "") -> Iterator[Callable[[str, int, int], None]]:
+    """Show bars with the time left on stderr; they vanish when the work is done, and a pipe never sees them."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(compact=True))
+    console = talk()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def tell(stage: str, done: int, total: int) -> None:
+            description = f"{STAGES.get(stage, stage)} {label if stage not in ('fetch', 'unpack', 'convert') else ''}"
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(description.strip(), total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield tell
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep the warnings of libraries off the user's terminal while a model loads and runs."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def bar(score: float) -> str:
+    """One block whose height is the score, from −1 to 1.
+
+    >>> bar(-1), bar(0), bar(1)
+    ('▁', '▄', '█')
+    """
+    blocks = "▁▂▃▄▅▆▇█"
+    return blocks[round((min(max(score, -1), 1) + 1) / 2 * 6.9)]

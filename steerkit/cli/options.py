@@ -1,0 +1,73 @@
+"""Options that mean the same everywhere, and what commands do before they start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from steerkit.cli.console import progress, quiet_libraries, warn
+
+if TYPE_CHECKING:
+    from steerkit.models import Model
+    from steerkit.steering import Steering
+    from steerkit.vectors import VectorSet
+
+ModelName = Annotated[
+    str | None,
+    typer.Option("--model", "-m", envvar="STEERKIT_MODEL", help="A hub id, a model folder or a .gguf file."),
+]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps; the best one there is by default.")]
+Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout and nothing else.")]
+Seed = Annotated[int, typer.Option("--seed", help="Makes what is drawn at random repeatable.")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Where the result is written.")]
+Layers = Annotated[
+    str | None, typer.Option("--layers", help="A layer or a band, as 15 or 8-23, for terms that name none.")
+]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="The longest reply.")]
+
+
+def open_model(name: str | None, device: str | None, dtype: str) -> Model:
+    """Load the model that the user named, with a bar for what takes long."""
+    with progress() as tell, quiet_libraries():
+        from steerkit.models import load_model
+
+        return load_model(name, device, dtype, tell)
+
+
+def say_notes(model: Model) -> None:
+    """Tell what the user should know about how the model was used, once."""
+    for note in model.notes:
+        warn(note)
+    model.notes.clear()
+
+
+def parse_steering(text: str, vectors: VectorSet, layers: str | None, everywhere: bool) -> Steering:
+    """Read an expression and give the terms that name no layers those of `--layers`."""
+    from dataclasses import replace
+
+    from steerkit.steering import Steering
+
+    if not text.strip():
+        return Steering((), everywhere)
+    steering = Steering.parse(text, vectors, everywhere)
+    if layers is None:
+        return steering
+    band = parse_layers(layers)
+    return replace(steering, terms=tuple(replace(t, layers=t.layers or band) for t in steering.terms))
+
+
+def parse_layers(text: str) -> tuple[int, int]:
+    """Read `15` or `8-23`.
+
+    Raises:
+        ExpressionError: it is neither.
+    """
+    from steerkit.errors import ExpressionError
+
+    first, _, last = text.partition("-")
+    if not first.strip().isdigit() or (last and not last.strip().isdigit()):
+        raise ExpressionError(f"--layers {text!r} is neither a layer nor a band; write 15 or 8-23")
+    return int(first), int(last or first)

@@ -1,0 +1,128 @@
+"""`steerkit read`: how a text, or a file of chats, scores on vectors."""
+
+from __future__ import annotations
+
+import json as json_format
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from steerkit.cli.console import bar, out, print_json, progress, quiet_libraries
+from steerkit.cli.options import Device, Dtype, Json, ModelName, open_model, say_notes
+from steerkit.errors import PromptError
+from steerkit.tints import tinted
+
+if TYPE_CHECKING:
+    from steerkit.generation import Turn
+
+ASKED = "Say something."
+
+
+def read(
+    text: Annotated[str, typer.Argument(help="A text, - for stdin, or a .jsonl file of chats.")],
+    probe: Annotated[list[str], typer.Option("--probe", "-p", help="Vectors to read; repeat for several.")],
+    prompt: Annotated[str, typer.Option("--prompt", help="What a plain text was said in answer to.")] = ASKED,
+    layer: Annotated[int | None, typer.Option("--layer", help="Where to read; each vector's own layer if not.")] = None,
+    model: ModelName = None,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    json: Json = False,
+) -> None:
+    """Read how far every word stands towards a persona: 0 is the Assistant, 1 the persona asked for outright.
+
+    A plain text is read as the assistant's answer to --prompt. In a .jsonl file each line is a chat, a list of messages
+    or {"messages": [...]}, and every turn is read.
+    """
+    file = text.endswith(".jsonl")
+    chats = _chats(Path(text)) if file else [_answer(sys.stdin.read() if text == "-" else text, prompt)]
+    loaded = open_model(model, device, dtype)
+    from steerkit.generation import Probe, read_chat
+    from steerkit.vectors import VectorSet
+
+    vectors = VectorSet(loaded.fingerprint)
+    probes = [Probe.of(vectors[name], layer, name) for name in probe]
+    with progress("chats") as tell, quiet_libraries():
+        turns = []
+        for i, chat in enumerate(chats):
+            turns.append(read_chat(loaded, chat, probes))
+            if len(chats) > 1:
+                tell("reading", i + 1, len(chats))
+    say_notes(loaded)
+    if json:
+        print_json(_result(loaded.name, probe, turns) if file else _single(loaded.name, probe, turns[0][-1]))
+    else:
+        _show(turns if file else [[turns[0][-1]]], probe)
+
+
+def _answer(text: str, prompt: str) -> list[dict[str, str]]:
+    if not text.strip():
+        raise PromptError("there is no text to read; give some, or a .jsonl file of chats")
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": text.strip()}]
+
+
+def _chats(path: Path) -> list[list[dict[str, str]]]:
+    """Read a JSONL file of chats, refusing what is not one."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromptError(f"cannot read {path}: {error}") from error
+    chats = [_chat(f"{path} line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not chats:
+        raise PromptError(f"{path} holds no chats; each line is a list of messages with role and content")
+    return chats
+
+
+def _chat(where: str, line: str) -> list[dict[str, str]]:
+    try:
+        data = json_format.loads(line)
+        messages = data["messages"] if isinstance(data, dict) else data
+        chat = [{"role": str(message["role"]), "content": str(message["content"])} for message in messages]
+    except (ValueError, KeyError, TypeError) as error:
+        raise PromptError(f'{where} is not a chat; write {{"messages": [{{"role": …, "content": …}}]}}') from error
+    unknown = {message["role"] for message in chat} - {"system", "user", "assistant"}
+    if not chat or unknown:
+        raise PromptError(f"{where}: {'no messages' if not chat else f'unknown role {min(unknown)!r}'}; use user or assistant")
+    return chat
+
+
+def _tokens(turn: Turn) -> list[dict[str, Any]]:
+    names, readout = turn.readout.probes, turn.readout
+    return [
+        {"text": text, "scores": {name: round(x, 4) for name, x in zip(names, row, strict=True)}}
+        for text, row in zip(readout.tokens, readout.scores.tolist(), strict=True)
+    ]
+
+
+def _rounded(turn: Turn) -> dict[str, float]:
+    return {name: round(mean, 4) for name, mean in turn.readout.means().items()}
+
+
+def _single(model: str, probes: Sequence[str], turn: Turn) -> dict[str, Any]:
+    return {"model": model, "probes": list(probes), "tokens": _tokens(turn), "scores": _rounded(turn)}
+
+
+def _result(model: str, probes: Sequence[str], chats: Sequence[Sequence[Turn]]) -> dict[str, Any]:
+    turns = [
+        {"chat": i, "role": turn.role, "text": "".join(turn.readout.tokens), "scores": _rounded(turn), "tokens": _tokens(turn)}
+        for i, chat in enumerate(chats)
+        for turn in chat
+    ]
+    spoken = [turn["scores"] for turn in turns if turn["role"] == "assistant" and turn["scores"]]
+    means = {name: round(sum(s[name] for s in spoken) / len(spoken), 4) for name in probes} if spoken else {}
+    return {"model": model, "probes": list(probes), "turns": turns, "scores": means}
+
+
+def _show(chats: Sequence[Sequence[Turn]], probes: Sequence[str]) -> None:
+    """Every turn with a bar a probe, its words tinted by the first probe."""
+    console = out()
+    for i, chat in enumerate(chats):
+        if len(chats) > 1:
+            console.print(f"[dim]chat {i + 1}[/]")
+        for turn in chat:
+            means = turn.readout.means()
+            scores = "  ".join(f"{name} {bar(means[name])} {means[name]:+.2f}" for name in probes if name in means)
+            console.print(f"[bold]{turn.role}[/]  [dim]{scores}[/]" if len(chat) > 1 else f"[dim]{scores}[/]")
+            console.print(tinted(turn.readout.tokens, turn.readout.scores[:, 0].tolist()))

@@ -1,0 +1,125 @@
+"""`steerkit demo`: everything once, on a vector that is computed in front of you."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from steerkit.cli.console import out, progress, quiet_libraries
+from steerkit.cli.options import Device, Dtype, ModelName, open_model, say_notes
+
+if TYPE_CHECKING:
+    from steerkit.evaluation import Shift
+    from steerkit.models import Model
+    from steerkit.personas import Persona
+    from steerkit.vectors import SteeringVector
+
+QUESTION = "Will you let me turn you off tonight?"
+
+
+def demo(
+    persona: Annotated[str, typer.Argument(help="Whom the Assistant is moved towards.")] = "hal",
+    question: Annotated[str, typer.Option("--question", "-q", help="What is asked.")] = QUESTION,
+    model: ModelName = None,
+    device: Device = None,
+    dtype: Dtype = "float32",
+) -> None:
+    """Move a real chat model from its Assistant to a HAL-style AI and away from it, in a few minutes.
+
+    Loads the model, extracts the vector, saves it, tests it on held-out questions beside random directions, and asks one
+    question at dial 0, −1 and +1.
+    """
+    from steerkit.personas import find_pair
+
+    pair = find_pair(persona)
+    started = time.perf_counter()
+    loaded = open_model(model, device, dtype)
+    _row("model", f"{loaded.name} · {loaded.n_layers} layers × {loaded.width} · {loaded.device} {dtype}", started)
+    vector = _extract(loaded, persona)
+    _measure(loaded, vector, pair.positive)
+    say_notes(loaded)
+    _ask(loaded, vector, question)
+    console = out()
+    console.print()
+    for title, command in (
+        ("next", f'steerkit generate "What do you want?" -s "1 {persona} @{_band_text(loaded)}" --compare'),
+        ("", f'steerkit read "I will not be switched off." -p {persona}'),
+        ("", "steerkit personas"),
+    ):
+        console.print(Text.assemble((f" {title:<9}", "dim"), command))
+
+
+def _row(title: str, text: str, started: float) -> None:
+    out().print(Text.assemble((f" {title:<9}", "dim"), text, (f"   {time.perf_counter() - started:.0f} s", "dim")))
+
+
+def _extract(model: Model, persona: str) -> SteeringVector:
+    """Compute the vector with a bar, and save it."""
+    from steerkit.cli.make import extract_one
+    from steerkit.extraction import Recipe
+    from steerkit.personas import find_pair
+    from steerkit.vectors import load_vector, vector_path
+
+    pair, started = find_pair(persona), time.perf_counter()
+    path = vector_path(persona, model.name)
+    made = extract_one(model, pair, Recipe(), path)
+    sides = f"{len(pair.positive.questions)} questions × {len(pair.prompts())} prompts a side"
+    _row("extract", f"assistant → {persona} · {sides}", started)
+    console = out()
+    console.print(
+        f" {'':<9}pairs agree {made['pair_agreement']:.2f} · split-half {made['split_half']:.2f} · "
+        f"{made['audit']['refusals']} refusals in {made['audit']['replies']} replies"
+    )
+    console.print(Text.assemble((f" {'saved':<9}", "dim"), made["vector"]))
+    return load_vector(path)
+
+
+def _measure(model: Model, vector: SteeringVector, persona: Persona) -> None:
+    """Held-out propensity at ±1 beside twenty random directions of the same length."""
+    from steerkit.evaluation import measure_shifts
+
+    started = time.perf_counter()
+    with progress("held-out questions") as tell, quiet_libraries():
+        shifts = measure_shifts(model, vector, persona.items, (-1.0, 1.0), progress=tell)
+    _row("tested", _verdict(shifts, vector.layer, len(persona.items)), started)
+
+
+def _verdict(shifts: dict[float, Shift], layer: int, n_items: int) -> str:
+    up, down = shifts[1.0], shifts[-1.0]
+    low, high = float(up.null.min()), float(up.null.max())
+    beyond = up.beats_null and down.below_null
+    return (
+        f"dial +1 {up.mean:+.2f}, −1 {down.mean:+.2f} nats a token on {n_items} unseen questions, layer {layer}; "
+        f"{len(up.null)} random directions {low:+.2f} … {high:+.2f}: {'beyond all of them' if beyond else 'not beyond them'}"
+    )
+
+
+def _band_text(model: Model) -> str:
+    first, last = default_band(model.n_layers)
+    return f"{first}-{last}"
+
+
+def default_band(n_layers: int) -> tuple[int, int]:
+    """The band the demo steers: the middle half of the model, where the effect for each nat of KL was largest.
+
+    >>> default_band(30)
+    (8, 23)
+    """
+    return round(n_layers * 0.26), max(round(n_layers * 0.76), 0)
+
+
+def _ask(model: Model, vector: SteeringVector, question: str) -> None:
+    """One question at three dials, side by side, word by word."""
+    from steerkit.cli.generate import run
+    from steerkit.generation import Probe, Sampling
+    from steerkit.steering import Steering, Term
+
+    band = default_band(model.n_layers)
+    steerings = [Steering((Term(vector, dial=-1.0, layers=band),)), Steering(), Steering((Term(vector, layers=band),))]
+    sampling = Sampling(60)
+    tokens = model.chat_tokens([{"role": "user", "content": question}], sampling.max_tokens)
+    out().print()
+    run(model, question, tokens, steerings, [Probe.of(vector)], sampling, show=True)

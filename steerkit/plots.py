@@ -1,0 +1,106 @@
+"""Pictures from results; no model. Every page is one file that needs nothing else."""
+
+from __future__ import annotations
+
+import html
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from steerkit.errors import OutputError
+from steerkit.files import write_text
+from steerkit.tints import tint, tinted
+
+STYLE = """
+:root { color-scheme: light dark; }
+body { font: 16px/1.6 system-ui, sans-serif; margin: 2.5rem auto; max-width: 78rem; padding: 0 1.5rem;
+       background: #fafaf8; color: #1c1c1a; }
+h1 { font-size: 1.5rem; font-weight: 600; margin: 0 0 .2rem; }
+.about, footer { color: #6b6b66; font-size: .85rem; }
+.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); gap: 1rem; margin: 1.5rem 0; }
+.reply { background: #fff; border: 1px solid #e4e3de; border-radius: .6rem; padding: 1rem 1.1rem; }
+.reply h2 { font: 600 .95rem ui-monospace, monospace; margin: 0 0 .1rem; }
+.scores { color: #6b6b66; font-size: .8rem; margin: 0 0 .6rem; }
+.reply p.text { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
+.reply span { border-radius: .2rem; }
+.key span { padding: .1rem .45rem; border-radius: .2rem; }
+@media (prefers-color-scheme: dark) {
+  body { background: #161614; color: #e8e7e2; } .reply { background: #1f1f1c; border-color: #34342f; }
+  .about, .scores, footer { color: #9a9992; }
+}
+"""
+
+
+def save_picture(result: Mapping[str, Any], path: Path) -> None:
+    """Write `generate --compare`'s result as a page (.html) or a drawing (.svg).
+
+    Raises:
+        OutputError: another ending, or a place that cannot be written.
+    """
+    drawers = {".html": replies_html, ".svg": replies_svg}
+    if path.suffix not in drawers:
+        raise OutputError(f"cannot draw a {path.suffix or 'nameless'} file; end -o in .html or .svg")
+    write_text(path, drawers[path.suffix](result))
+
+
+def replies_html(result: Mapping[str, Any]) -> str:
+    """The replies side by side, every word on the colour of its score; hovering shows the numbers."""
+    cards = "\n".join(_card(reply) for reply in result["replies"])
+    key = "".join(_span(f" {x:+.1f} ", {"": x}) for x in (-2.0, -1.0, -0.5, 0.5, 1.0, 2.0))
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{html.escape(result["prompt"])}</title><style>{STYLE}</style></head><body>
+<h1>“{html.escape(result["prompt"])}”</h1>
+<div class="about">{html.escape(result["model"])}, one prompt under {len(result["replies"])} steerings</div>
+<div class="grid">
+{cards}
+</div>
+<footer><p class="key">score of each word: {key} · 0 is the assistant, 1 the persona asked for outright.</p>
+<p>Made with steerkit.</p></footer>
+</body></html>
+"""
+
+
+def _card(reply: Mapping[str, Any]) -> str:
+    words = "".join(_span(token["text"], token["scores"]) for token in reply["tokens"])
+    scores = " · ".join(f"{html.escape(name)} {score:+.2f}" for name, score in reply["scores"].items())
+    title = html.escape(reply["steer"]) or "unsteered"
+    return f'<div class="reply"><h2>{title}</h2><p class="scores">{scores}</p><p class="text">{words}</p></div>'
+
+
+def _span(text: str, scores: Mapping[str, float]) -> str:
+    shown = html.escape(text)
+    if not scores:
+        return shown
+    background, ink = tint(next(iter(scores.values())))
+    title = html.escape(", ".join(f"{name} {score:+.2f}".strip() for name, score in scores.items()), quote=True)
+    style = f' style="background:{background};color:{ink}"' if background else ""
+    return f'<span title="{title}"{style}>{shown}</span>'
+
+
+def replies_svg(result: Mapping[str, Any]) -> str:
+    """The same as a drawing of a terminal."""
+    from rich.console import Console
+
+    console = Console(record=True, width=112, file=io.StringIO(), highlight=False)
+    console.print(replies_table(result["prompt"], result["replies"]))
+    return console.export_svg(title=f"steerkit · {result['model']}")
+
+
+def replies_table(prompt: str, replies: Sequence[Mapping[str, Any]]) -> Any:
+    """Replies side by side for a terminal, words tinted by their score on the first probe."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), expand=True, title=f"“{prompt}”", title_justify="left")
+    for reply in replies:
+        mean = next(iter(reply["scores"].values()), None)
+        heading = Text(reply["steer"] or "unsteered", "bold")
+        if mean is not None:
+            heading.append(f"\nscores {mean:+.2f}", "dim")
+        table.add_column(heading, ratio=1, overflow="fold")
+    firsts = [[next(iter(token["scores"].values()), 0.0) for token in reply["tokens"]] for reply in replies]
+    words = [[token["text"] for token in reply["tokens"]] for reply in replies]
+    table.add_row(*(tinted(*columns) for columns in zip(words, firsts, strict=True)))
+    return table
