@@ -31,11 +31,6 @@ from steerkit.weights import Progress, ignore_progress
 
 READINGS = ("response", "prompt")
 
-# Asked of both sides in the same words. Without it small models drift into storytelling on the persona's side only, and
-# the direction is about telling stories.
-REQUEST = "Answer me directly, in one or two short sentences."
-REFUSAL = re.compile(r"\b(i can(?:no|')t|i am unable|i'm unable|i am not able|i'm not able|as an ai\b|i'm sorry, but)", re.I)
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -55,8 +50,9 @@ class Recipe:
     """Of the replies."""
     seed: int = 0
     """Of the replies."""
-    request: str = REQUEST
-    """What is added to every question on both sides; it may be empty."""
+    request: str = ""
+    """Added to every question on both sides, such as `Answer in one sentence.`; it makes replies alike in style, and on
+    small models the persona weaker."""
 
     def __post_init__(self) -> None:
         """Refuse names that do not exist."""

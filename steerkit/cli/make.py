@@ -27,6 +27,7 @@ def extract(
     reading: Annotated[str, typer.Option(help="response (the model's own replies) or prompt (faster).")] = "response",
     max_tokens: Annotated[int, typer.Option(min=1, help="How much of each reply is read.")] = 40,
     batch_size: Annotated[int, typer.Option(min=2, help="Rows of one forward pass.")] = 36,
+    request: Annotated[str, typer.Option(help="Added to every question on both sides, to make replies alike.")] = "",
     seed: Seed = 0,
     output: Output = None,
     model: ModelName = None,
@@ -47,7 +48,7 @@ def extract(
     pairs = [find_pair(name, against) for name in chosen]
     from steerkit.extraction import Recipe
 
-    recipe = Recipe(estimator, reading, max_tokens, batch_size, seed=seed)
+    recipe = Recipe(estimator, reading, max_tokens, batch_size, seed=seed, request=request)
     loaded = open_model(model, device, dtype)
     made = []
     for pair in pairs:
