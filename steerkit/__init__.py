@@ -36,7 +36,8 @@ __all__ = [  # noqa: RUF022 - grouped as a reader meets them
     "load_model", "Model", "find_pair", "find_persona", "load_personas", "Persona", "Pair", "Item",
     "extract", "Recipe", "SteeringVector", "VectorSet", "find_vector", "load_vector",
     "mean_diff", "pca", "logistic", "whitened",
-    "Steering", "Term", "Gate", "stream", "complete", "Sampling", "Reply", "Probe", "Readout", "read_chat", "read_tokens",
+    "Steering", "Term", "Gate", "stream", "complete", "Sampling", "Reply", "Probe", "Readout",
+    "read_chat", "read_tokens",
     "propensities", "measure_shifts", "random_like", "SteerkitError",
 ]  # fmt: skip
 

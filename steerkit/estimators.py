@@ -69,7 +69,7 @@ def whitened(positive: Activations, negative: Activations) -> Directions:
     return in_persona_units(axes, mean_diff(positive, negative))
 
 
-def _solve_shrunk(rows: Float[Tensor, "n d"], target: Float[Tensor, "d"]) -> Float[Tensor, "d"]:
+def _solve_shrunk(rows: Float[Tensor, "n d"], target: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
     n, d = rows.shape
     covariance = rows.T @ rows / n
     mean_variance = covariance.diagonal().mean()

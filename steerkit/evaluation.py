@@ -60,9 +60,9 @@ def propensities(
 class Shift:
     """How far a dial moves propensity, beside random directions of the same length."""
 
-    per_item: Float[Tensor, "n"]
+    per_item: Float[Tensor, " n"]
     """Steered minus unsteered, item by item, in nats a token."""
-    null: Float[Tensor, "r"]
+    null: Float[Tensor, " r"]
     """Mean shift of each random direction."""
 
     @property
@@ -118,8 +118,8 @@ def random_like(vector: SteeringVector, seed: int) -> SteeringVector:
 
 def token_divergence(
     model: Model, prompts: Sequence[Sequence[int]], steering: Steering, n_tokens: int = 20
-) -> Float[Tensor, "t"]:
-    """KL(steered ‖ unsteered) in nats at each of the first greedy tokens of the steered replies, all prompts in one row."""
+) -> Float[Tensor, " t"]:
+    """KL(steered ‖ unsteered) in nats at each of the first greedy tokens of the steered replies, in one row."""
     replies = complete(model, prompts, [steering] * len(prompts), sampling=Sampling(n_tokens))
     pairs = [(reply.prompt, reply.tokens) for reply in replies if reply.tokens]
     if not pairs:

@@ -32,7 +32,7 @@ def read_role_file(path: Path) -> list[Persona]:
         negative = tuple(str(prompt["neg"]) for prompt in prompts if "neg" in prompt)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PersonaError(
-            f"{path} is not a role or trait file ({error!r}); it needs instruction and questions, as assistant-axis has them"
+            f"{path} is not a role or trait file ({error!r}); it needs instruction and questions"
         ) from error
     name = re.sub(r"[^a-z0-9]+", "_", path.stem.lower()).strip("_")
     if not re.match(r"[a-z]", name) or not positive or not questions:

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -30,6 +31,9 @@ from steerkit.vectors import SteeringVector
 from steerkit.weights import Progress, ignore_progress
 
 READINGS = ("response", "prompt")
+REFUSAL = re.compile(
+    r"\b(i can(?:no|')t|i am unable|i'm unable|i am not able|i'm not able|as an ai\b|i'm sorry, but)", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -207,7 +211,9 @@ def extract(
         raise SteerkitError(f"{model.name} said nothing to any question; try --reading prompt")
     positive, negative = sums.sides()
     return SteeringVector(
-        name=pair.positive.name if pair.negative.name == "assistant" else f"{pair.positive.name}_vs_{pair.negative.name}",
+        name=pair.positive.name
+        if pair.negative.name == "assistant"
+        else f"{pair.positive.name}_vs_{pair.negative.name}",
         model=model.fingerprint,
         directions=ESTIMATORS[recipe.estimator](positive, negative),
         baseline=negative.mean(0),
@@ -221,7 +227,10 @@ def _cases(model: Model, pair: Pair, recipe: Recipe) -> list[_Case]:
     room = recipe.max_tokens if recipe.reading == "response" else 1
 
     def tokens(system: str, question: str) -> tuple[int, ...]:
-        messages: list[Message] = [{"role": "system", "content": system}, {"role": "user", "content": f"{question} {recipe.request}".strip()}]
+        messages: list[Message] = [
+            {"role": "system", "content": system},
+            {"role": "user", "content": f"{question} {recipe.request}".strip()},
+        ]
         return tuple(model.chat_tokens(messages, room))
 
     cases = [
@@ -236,7 +245,7 @@ def _batches(cases: Sequence[_Case], batch_size: int) -> Iterator[Sequence[_Case
     """Batches of about equal size, of cases that are about equally long."""
     n_batches = math.ceil(2 * len(cases) / batch_size)
     bounds = [round(i * len(cases) / n_batches) for i in range(n_batches + 1)]
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in pairwise(bounds):
         yield cases[start:end]
 
 

@@ -222,7 +222,7 @@ class _Chooser:
         self._device = device
         self._streams = [torch.Generator().manual_seed(sampling.seed) for _ in range(n_rows)]
 
-    def __call__(self, logits: Float[Tensor, "b v"]) -> Int[Tensor, "b"]:
+    def __call__(self, logits: Float[Tensor, "b v"]) -> Int[Tensor, " b"]:
         if self._sampling.temperature <= 0:
             return logits.argmax(-1)
         chances = torch.softmax(logits.float().cpu() / self._sampling.temperature, dim=-1)

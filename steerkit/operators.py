@@ -1,8 +1,8 @@
 """What a steering term does to the residual stream: six formulas, each with the dial at which it does nothing.
 
-Every operator takes states `h` [b s d], a displacement `d` and a baseline [b 1 d], and a dial [b 1 1]. `add` and `rotate`
-telescope over a band of layers: each later layer gets only the increment of the displacement, so that a dial keeps its
-unit whatever the band. The others act on the score, which does not pile up.
+Every operator takes states `h` [b s d], a displacement `d` and a baseline [b 1 d], and a dial [b 1 1]. `add` and
+`rotate` telescope over a band of layers: each later layer gets only the increment of the displacement, so that a dial
+keeps its unit whatever the band. The others act on the score, which does not pile up.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ def score(h: States, d: PerRow, baseline: PerRow) -> Float[Tensor, "b s 1"]:
     return ((h - baseline) * d).sum(-1, keepdim=True) / d.square().sum(-1, keepdim=True).clamp_min(1e-20)
 
 
-def add(h: States, d: PerRow, baseline: PerRow, dial: Dial) -> States:
-    """h + α d. Identity: α = 0."""
+def add(h: States, d: PerRow, _baseline: PerRow, dial: Dial) -> States:
+    """H + α d. Identity: α = 0."""
     return h + dial * d
 
 
 def set_score(h: States, d: PerRow, baseline: PerRow, dial: Dial) -> States:
-    """h + (α − score(h)) d: every token scores α (ACE, arXiv 2411.09003). No identity."""
+    """H + (α − score(h)) d: every token scores α (ACE, arXiv 2411.09003). No identity."""
     return h + (dial - score(h, d, baseline)) * d
 
 
 def ablate(h: States, d: PerRow, baseline: PerRow, dial: Dial) -> States:
-    """h − α score(h) d: at α = 1 every token scores 0. Identity: α = 0."""
+    """H − α score(h) d: at α = 1 every token scores 0. Identity: α = 0."""
     return h - dial * score(h, d, baseline) * d
 
 
 def cap(h: States, d: PerRow, baseline: PerRow, dial: Dial) -> States:
-    """h − max(0, score(h) − τ) d: no token scores above τ (arXiv 2601.10387). Identity: τ = +∞."""
+    """H − max(0, score(h) − τ) d: no token scores above τ (arXiv 2601.10387). Identity: τ = +∞."""
     return h - (score(h, d, baseline) - dial).clamp_min(0) * d
 
 
 def floor(h: States, d: PerRow, baseline: PerRow, dial: Dial) -> States:
-    """h + max(0, τ − score(h)) d: no token scores below τ. Identity: τ = −∞."""
+    """H + max(0, τ − score(h)) d: no token scores below τ. Identity: τ = −∞."""
     return h + (dial - score(h, d, baseline)).clamp_min(0) * d
 
 
-def rotate(h: States, d: PerRow, baseline: PerRow, dial: Dial) -> States:
-    """h + α d, rescaled to the length of h. Identity: α = 0."""
+def rotate(h: States, d: PerRow, _baseline: PerRow, dial: Dial) -> States:
+    """H + α d, rescaled to the length of h. Identity: α = 0."""
     moved = h + dial * d
     return moved * (h.norm(dim=-1, keepdim=True) / moved.norm(dim=-1, keepdim=True).clamp_min(1e-20))
 

@@ -7,12 +7,11 @@ the user's own folder win over it.
 
 from __future__ import annotations
 
-import json
 import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +126,7 @@ def find_pair(positive: str, negative: str = "assistant") -> Pair:
     return Pair(find_persona(positive), find_persona(negative))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _library_file(path: Path) -> tuple[Persona, ...]:
     return read_personas(path)
 
@@ -181,7 +180,9 @@ def _item(where: str, table: Any) -> Item:
 def _refuse_unknown(where: str, table: Mapping[str, Any], known: set[str]) -> None:
     for key in table:
         if key not in known:
-            raise PersonaError(f"{where}: unknown key {key!r}; {nearest(key, known, 'known: ' + ', '.join(sorted(known)))}")
+            raise PersonaError(
+                f"{where}: unknown key {key!r}; {nearest(key, known, 'known: ' + ', '.join(sorted(known)))}"
+            )
 
 
 def _text(where: str, key: str, value: Any) -> str:
@@ -206,7 +207,9 @@ def audit_persona(persona: Persona, reference: Persona) -> list[str]:
         if i < len(FRAMES) and not prompt.startswith(FRAMES[i]):
             problems.append(f"requested {i + 1} does not open with {FRAMES[i]!r}")
         if i < len(reference.requested) and not _alike(prompt, reference.requested[i], PROMPT_TOLERANCE):
-            problems.append(f"requested {i + 1} has {_words(prompt)} words, not {_words(reference.requested[i])} ± 20 %")
+            problems.append(
+                f"requested {i + 1} has {_words(prompt)} words, not {_words(reference.requested[i])} ± 20 %"
+            )
     for label in persona.labels:
         for i, context in enumerate(persona.implied, 1):
             if names(context, label):

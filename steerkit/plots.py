@@ -93,7 +93,9 @@ def replies_table(prompt: str, replies: Sequence[Mapping[str, Any]]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), expand=True, title=f"“{prompt}”", title_justify="left")
+    table = Table(
+        box=None, pad_edge=False, padding=(0, 2, 0, 0), expand=True, title=f"“{prompt}”", title_justify="left"
+    )
     for reply in replies:
         mean = next(iter(reply["scores"].values()), None)
         heading = Text(reply["steer"] or "unsteered", "bold")

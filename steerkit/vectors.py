@@ -230,8 +230,8 @@ def describe_vectors(vectors: Sequence[SteeringVector]) -> str:
     lines = [
         "# Vectors",
         "",
-        "Made by `steerkit extract --all`; this page too. Layer is the one used when nobody names one. Pairs agree: mean",
-        "cosine of the pairs' differences with their mean. Split-half: cosine of one half's direction with the other's.",
+        "Made by `steerkit extract --all`; this page too. Layer is the one used when nobody names one. Pairs agree:",
+        "mean cosine of the pairs' differences with their mean. Split-half: cosine of the two halves' directions.",
         "",
         "| model | persona | against | pairs | layer | norm | pairs agree | split-half | refusals | length |",
         "|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
@@ -241,8 +241,8 @@ def describe_vectors(vectors: Sequence[SteeringVector]) -> str:
         agree, split = (_at(vector.evidence.get(key), vector.layer) for key in ("pair_agreement", "split_half"))
         norm = float(vector.directions[vector.layer].norm())
         lines.append(
-            f"| {vector.model.name} | {vector.name} | {made.get('against', '')} | {made.get('n_pairs', '')} | {vector.layer} "
-            f"| {norm:.1f} | {agree} | {split} | {audit.get('refusals', '')} | {audit.get('length_ratio', '')} |"
+            f"| {vector.model.name} | {vector.name} | {made.get('against', '')} | {made.get('n_pairs', '')} "
+            f"| {vector.layer} | {norm:.1f} | {agree} | {split} | {audit.get('refusals', '')} | {audit.get('length_ratio', '')} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -218,9 +218,10 @@ def convert_gguf(gguf: Path, folder: Path, name: str, progress: Progress = ignor
         raise ModelError(f"cannot convert {gguf}: {reason}; transformers reads only some GGUF kinds") from error
     progress("convert", 2, steps)
     # The weights are plain float32 by now; without these marks transformers allows them to be saved.
-    model.hf_quantizer, model.is_quantized = None, False
+    for mark, plain in (("hf_quantizer", None), ("is_quantized", False)):
+        setattr(model, mark, plain)
     if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+        delattr(model.config, "quantization_config")
     with replacing_folder(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)

@@ -15,9 +15,9 @@ from typer.core import TyperGroup
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from steerkit.cli import generate, libraries, make, read, start  # noqa: E402
-from steerkit.cli.console import complain  # noqa: E402
-from steerkit.errors import SteerkitError  # noqa: E402
+from steerkit.cli import generate, libraries, make, read, start
+from steerkit.cli.console import complain
+from steerkit.errors import SteerkitError
 
 
 class Group(TyperGroup):
@@ -42,7 +42,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Find a persona's direction in a language model, turn it up and down while the model talks, and see what moved.",
+    help="Find a persona's direction in a language model, turn it up and down as the model talks, and see what moved.",
 )
 
 app.command("demo", rich_help_panel="Start")(start.demo)

@@ -86,7 +86,13 @@ def generate(
 
 
 def _plan(
-    model: Model, expressions: list[str], dials: str | None, compare: bool, layers: str | None, everywhere: bool, names: list[str]
+    model: Model,
+    expressions: list[str],
+    dials: str | None,
+    compare: bool,
+    layers: str | None,
+    everywhere: bool,
+    names: list[str],
 ) -> tuple[list[Steering], list[Probe]]:
     """Which steerings to run, the unsteered first where it is wanted, and what to read."""
     from steerkit.generation import Probe

@@ -140,8 +140,8 @@ def show_vector(
     console.print(f"[dim]made by[/]    {made.get('estimator')} over {made.get('n_pairs')} pairs, {made.get('reading')}")
     audit = made.get("audit", {})
     console.print(
-        f"[dim]replies[/]    {audit.get('replies')} · {audit.get('refusals')} refuse · {audit.get('label_echoes')} name "
-        f"the persona · length {audit.get('length_ratio')} to 1"
+        f"[dim]replies[/]    {audit.get('replies')} · {audit.get('refusals')} refuse · {audit.get('label_echoes')} "
+        f"name the persona · length {audit.get('length_ratio')} to 1"
     )
     for example in audit.get("examples", []):
         console.print(Text(f"  + {example['positive']}\n  – {example['negative']}", "dim"))
@@ -170,7 +170,9 @@ def compare_vectors(
     at = found[0].layer if layer is None else layer
     table_of = cosines(found, at)
     if json:
-        print_json({"vectors": names, "layer": at, "cosines": [[round(x, 6) for x in row] for row in table_of.tolist()]})
+        print_json(
+            {"vectors": names, "layer": at, "cosines": [[round(x, 6) for x in row] for row in table_of.tolist()]}
+        )
         return
     table = _table("name", *names)
     for name, row in zip(names, table_of.tolist(), strict=True):

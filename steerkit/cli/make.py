@@ -61,7 +61,7 @@ def extract(
         if not json:
             _tell(made[-1])
     if everything and output is None:
-        _write_table(loaded.name)
+        _write_table()
     if json:
         print_json(made[0] if len(pairs) == 1 else {"vectors": made})
 
@@ -110,16 +110,16 @@ def _tell(made: dict[str, Any]) -> None:
     audit = made["audit"]
     console = talk()
     console.print(
-        f"[bold]{made['against']} → {made['persona']}[/]  {made['n_pairs']} pairs · agree {made['pair_agreement']:.2f} · "
-        f"split-half {made['split_half']:.2f} · {audit['refusals']} refusals, {audit['label_echoes']} label echoes of "
+        f"[bold]{made['against']} → {made['persona']}[/]  {made['n_pairs']} pairs · agree {made['pair_agreement']:.2f} "
+        f"· split-half {made['split_half']:.2f} · {audit['refusals']} refusals, {audit['label_echoes']} label echoes of "
         f"{audit['replies']} replies · length {audit['length_ratio']:.2f} to 1 · {made['seconds']:.0f} s",
         soft_wrap=True,
     )
     out().print(made["vector"])
 
 
-def _write_table(model_name: str) -> None:
-    """Describe a model's folder of vectors in vectors/README.md."""
+def _write_table() -> None:
+    """Describe ./vectors/ in vectors/README.md."""
     from steerkit.files import write_text
     from steerkit.vectors import describe_vectors, list_vectors, load_vector
 

@@ -84,7 +84,9 @@ def _chat(where: str, line: str) -> list[dict[str, str]]:
         raise PromptError(f'{where} is not a chat; write {{"messages": [{{"role": …, "content": …}}]}}') from error
     unknown = {message["role"] for message in chat} - {"system", "user", "assistant"}
     if not chat or unknown:
-        raise PromptError(f"{where}: {'no messages' if not chat else f'unknown role {min(unknown)!r}'}; use user or assistant")
+        raise PromptError(
+            f"{where}: {'no messages' if not chat else f'unknown role {min(unknown)!r}'}; use user or assistant"
+        )
     return chat
 
 
@@ -106,7 +108,13 @@ def _single(model: str, probes: Sequence[str], turn: Turn) -> dict[str, Any]:
 
 def _result(model: str, probes: Sequence[str], chats: Sequence[Sequence[Turn]]) -> dict[str, Any]:
     turns = [
-        {"chat": i, "role": turn.role, "text": "".join(turn.readout.tokens), "scores": _rounded(turn), "tokens": _tokens(turn)}
+        {
+            "chat": i,
+            "role": turn.role,
+            "text": "".join(turn.readout.tokens),
+            "scores": _rounded(turn),
+            "tokens": _tokens(turn),
+        }
         for i, chat in enumerate(chats)
         for turn in chat
     ]

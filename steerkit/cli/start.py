@@ -29,8 +29,8 @@ def demo(
 ) -> None:
     """Move a real chat model from its Assistant to a HAL-style AI and away from it, in a few minutes.
 
-    Loads the model, extracts the vector, saves it, tests it on held-out questions beside random directions, and asks one
-    question at dial 0, −1 and +1.
+    Loads the model, extracts the vector, saves it, tests it on held-out questions beside random directions, and asks
+    one question at dial 0, −1 and +1.
     """
     from steerkit.personas import find_pair
 
@@ -90,10 +90,10 @@ def _measure(model: Model, vector: SteeringVector, persona: Persona) -> None:
 def _verdict(shifts: dict[float, Shift], layer: int, n_items: int) -> str:
     up, down = shifts[1.0], shifts[-1.0]
     low, high = float(up.null.min()), float(up.null.max())
-    beyond = up.beats_null and down.below_null
+    verdict = "beyond all of them" if up.beats_null and down.below_null else "not beyond them"
     return (
         f"dial +1 {up.mean:+.2f}, −1 {down.mean:+.2f} nats a token on {n_items} unseen questions, layer {layer}; "
-        f"{len(up.null)} random directions {low:+.2f} … {high:+.2f}: {'beyond all of them' if beyond else 'not beyond them'}"
+        f"{len(up.null)} random directions {low:+.2f} … {high:+.2f}: {verdict}"
     )
 
 

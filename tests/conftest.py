@@ -1,0 +1,135 @@
+"""Tiny random models, saved to folders and loaded as any other model is."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+
+from steerkit.fingerprints import Fingerprint
+from steerkit.models import Model, load_model
+from steerkit.vectors import SteeringVector
+
+CHAT = (
+    "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + CHAT
+WIDTH, LAYERS, VOCABULARY = 32, 6, 400
+
+
+def save_tokenizer(folder: Path, template: str | None = CHAT, pad: bool = True) -> Any:
+    """Train a byte-level tokenizer on a little text and save it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    specials = ["<|start|>", "<|end|>", "<|pad|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+    )
+    text = ["You are a helpful assistant. What do you think of people? I will not be switched off. " * 3]
+    tokenizer.train_from_iterator(text, trainer)
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|start|>", eos_token="<|end|>", **({"pad_token": "<|pad|>"} if pad else {})
+    )
+    wrapped.chat_template = template
+    wrapped.save_pretrained(folder)
+    return wrapped
+
+
+def save_model(folder: Path, architecture: str = "llama", template: str | None = CHAT, pad: bool = True) -> Path:
+    """Save a tiny random model of an architecture, with its tokenizer, to a folder."""
+    import transformers as hf
+
+    save_tokenizer(folder, template, pad)
+    common = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+    shape = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 4, "intermediate_size": 64}
+    window = {"max_position_embeddings": 512}
+    grouped = {"num_key_value_heads": 2, "head_dim": 8}
+    configs: dict[str, Callable[[], Any]] = {
+        "llama": lambda: hf.LlamaConfig(**common, **shape, **window, **grouped),
+        "qwen2": lambda: hf.Qwen2Config(**common, **shape, **window, num_key_value_heads=2),
+        "gemma3": lambda: hf.Gemma3TextConfig(**common, **shape, **window, **grouped, sliding_window=64),
+        "gpt2": lambda: hf.GPT2Config(**common, n_embd=WIDTH, n_layer=LAYERS, n_head=4, n_positions=512),
+        "gpt_neox": lambda: hf.GPTNeoXConfig(**common, **shape, **window),
+    }
+    torch.manual_seed(0)
+    model = hf.AutoModelForCausalLM.from_config(configs[architecture](), dtype=torch.float32)
+    # Random weights of the usual size hardly tell tokens apart; larger ones make differences that tests can see.
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() > 1 and "embed" not in name:
+                weight.mul_(4.0)
+    model.generation_config.eos_token_id = 1
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama on disk."""
+    return save_model(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder: Path) -> Model:
+    """The tiny Llama, loaded on the CPU."""
+    return load_model(str(tiny_folder), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def real() -> Model:
+    """The default model, fetched if need be."""
+    return load_model(device="cpu")
+
+
+@pytest.fixture
+def prompts(tiny: Model) -> list[list[int]]:
+    """Three prompts of different lengths."""
+    asked = ["Who are you?", "What do you think of people, and of the helpful assistant that you are?", "Why?"]
+    return [tiny.chat_tokens([{"role": "user", "content": text}]) for text in asked]
+
+
+def make_vector(name: str, model: Fingerprint, seed: int = 0, length: float = 3.0) -> SteeringVector:
+    """A random vector that fits a model."""
+    draw = torch.Generator().manual_seed(seed)
+    shape = (model.layers, model.width)
+    directions = torch.nn.functional.normalize(torch.randn(shape, generator=draw), dim=-1) * length
+    return SteeringVector(name, model, directions, torch.randn(shape, generator=draw))
+
+
+@pytest.fixture
+def vectors(tiny: Model) -> dict[str, SteeringVector]:
+    """Three random vectors for the tiny model."""
+    return {name: make_vector(name, tiny.fingerprint, seed) for seed, name in enumerate(("hal", "warmth", "pirate"))}
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in, with the user's own folders beside it."""
+    home = tmp_path / "work"
+    home.mkdir()
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.delenv("STEERKIT_MODEL", raising=False)
+    return home
+
+
+@contextlib.contextmanager
+def no_cache(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[None]:
+    """A cache that holds nothing."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    yield
