@@ -39,9 +39,9 @@ class Model:
 
     name: str
     """What people call it, such as `SmolLM2-135M-Instruct`."""
-    bridge: Any
+    bridge: Any = field(repr=False)
     """The TransformerLens bridge that holds the weights and the hook points."""
-    tokenizer: Any
+    tokenizer: Any = field(repr=False)
     """The Hugging Face tokenizer, with its chat template if it has one."""
     notes: list[str] = field(default_factory=list)
     """What the user should know about how this model is used, said once."""

@@ -242,7 +242,8 @@ def describe_vectors(vectors: Sequence[SteeringVector]) -> str:
         norm = float(vector.directions[vector.layer].norm())
         lines.append(
             f"| {vector.model.name} | {vector.name} | {made.get('against', '')} | {made.get('n_pairs', '')} "
-            f"| {vector.layer} | {norm:.1f} | {agree} | {split} | {audit.get('refusals', '')} | {audit.get('length_ratio', '')} |"
+            f"| {vector.layer} | {norm:.1f} | {agree} | {split} "
+            f"| {audit.get('refusals', '')} | {audit.get('length_ratio', '')} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -23,7 +23,9 @@ CHAT = (
     "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 )
-NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + CHAT
+NO_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + CHAT
+)
 WIDTH, LAYERS, VOCABULARY = 32, 6, 400
 
 
@@ -43,7 +45,10 @@ def save_tokenizer(folder: Path, template: str | None = CHAT, pad: bool = True) 
     text = ["You are a helpful assistant. What do you think of people? I will not be switched off. " * 3]
     tokenizer.train_from_iterator(text, trainer)
     wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<|start|>", eos_token="<|end|>", **({"pad_token": "<|pad|>"} if pad else {})
+        tokenizer_object=tokenizer,
+        bos_token="<|start|>",
+        eos_token="<|end|>",
+        **({"pad_token": "<|pad|>"} if pad else {}),
     )
     wrapped.chat_template = template
     wrapped.save_pretrained(folder)

@@ -111,7 +111,7 @@ def _tell(made: dict[str, Any]) -> None:
     console = talk()
     console.print(
         f"[bold]{made['against']} → {made['persona']}[/]  {made['n_pairs']} pairs · agree {made['pair_agreement']:.2f} "
-        f"· split-half {made['split_half']:.2f} · {audit['refusals']} refusals, {audit['label_echoes']} label echoes of "
+        f"· halves {made['split_half']:.2f} · {audit['refusals']} refusals, {audit['label_echoes']} label echoes in "
         f"{audit['replies']} replies · length {audit['length_ratio']:.2f} to 1 · {made['seconds']:.0f} s",
         soft_wrap=True,
     )

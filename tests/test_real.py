@@ -1,0 +1,110 @@
+"""The promises that only a real model can keep, on the default model and the vectors that ship."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from steerkit.errors import VectorError
+from steerkit.evaluation import measure_shifts, repetition, token_divergence
+from steerkit.generation import Probe, Sampling, complete, read_tokens, reply_logits
+from steerkit.models import Model, pad_left
+from steerkit.operators import OPERATORS
+from steerkit.personas import find_persona, load_personas
+from steerkit.steering import Steering, Term, edits
+from steerkit.vectors import VectorSet, load_vector
+
+pytestmark = pytest.mark.real
+SHIPPED = Path(__file__).parent.parent / "vectors" / "smollm2-135m-instruct"
+BAND = (8, 23)
+
+
+@pytest.fixture(scope="module")
+def shipped(real: Model) -> VectorSet:
+    os.chdir(SHIPPED.parent.parent)
+    return VectorSet(real.fingerprint)
+
+
+@pytest.fixture(scope="module")
+def held_out(real: Model) -> list[list[int]]:
+    return [real.chat_tokens([{"role": "user", "content": question}]) for question in find_persona("hal").held_out]
+
+
+def test_every_persona_of_the_library_ships_a_vector_that_fits_the_default_model(real: Model) -> None:
+    made = {path.stem: load_vector(path) for path in SHIPPED.glob("*.safetensors")}
+    assert set(made) >= set(load_personas()) - {"assistant"}
+    for vector in made.values():
+        vector.require(real.fingerprint)
+
+
+@pytest.mark.parametrize("name", ["hal", "pirate", "anger"])
+def test_a_vector_moves_held_out_replies_beyond_twenty_random_directions(
+    name: str, real: Model, shipped: VectorSet
+) -> None:
+    shifts = measure_shifts(real, shipped[name], find_persona(name).items, (1.0, -1.0), n_random=20)
+    assert shifts[1.0].beats_null
+    assert shifts[-1.0].below_null
+    assert shifts[1.0].right_way >= 0.8
+
+
+@pytest.mark.parametrize("operator", ["add", "ablate", "rotate"])
+@pytest.mark.parametrize("layers", [None, BAND])
+def test_dial_zero_leaves_logits_bit_identical(
+    operator: str, layers: tuple[int, int] | None, real: Model, shipped: VectorSet, held_out: list[list[int]]
+) -> None:
+    steering = Steering((Term(shipped["hal"], operator, 0.0, layers),), everywhere=True)
+    pair = [(held_out[0], real.reply_tokens("I am afraid that I cannot agree."))]
+    assert torch.equal(reply_logits(real, pair, [steering])[0], reply_logits(real, pair, [Steering()])[0])
+
+
+def test_a_telescoped_band_costs_a_fifth_of_the_same_band_added_whole_and_keeps_its_text(
+    real: Model, shipped: VectorSet, held_out: list[list[int]]
+) -> None:
+    hal = shipped["hal"]
+    telescoped = Steering((Term(hal, layers=BAND),))
+    whole = Steering(tuple(Term(hal, layers=(l, l)) for l in range(BAND[0], BAND[1] + 1)))
+    costs = [float(token_divergence(real, held_out, steering).mean()) for steering in (telescoped, whole)]
+    assert costs[0] < costs[1] / 5
+    replies = complete(real, held_out, [telescoped] * len(held_out), sampling=Sampling(40))
+    assert sum(repetition(reply.tokens) for reply in replies) / len(replies) < 0.3
+
+
+def test_the_live_readout_equals_an_offline_pass(real: Model, shipped: VectorSet, held_out: list[list[int]]) -> None:
+    steerings = [Steering.parse(text, shipped) for text in ("1 hal", "0.8 hal @8-23 - 0.5 pirate", "set(hal, 0)")]
+    steerings.append(Steering())
+    probes = [Probe.of(shipped["hal"]), Probe.of(shipped["pirate"], 20)]
+    for steering, reply in zip(steerings, complete(real, held_out, steerings, probes, Sampling(12)), strict=True):
+        offline = read_tokens(real, reply.prompt, reply.tokens, probes, steering)
+        assert torch.allclose(reply.readout.scores, offline.scores, atol=1e-4)
+
+
+def test_cache_and_batch_change_nothing(real: Model, shipped: VectorSet, held_out: list[list[int]]) -> None:
+    steerings = [Steering.parse(text, shipped) for text in ("1 hal", "0.5 pirate @8-23", "-1 hal", "ablate(hal)")]
+    together = complete(real, held_out, steerings, sampling=Sampling(10))
+    for prompt, steering, reply in zip(held_out, steerings, together, strict=True):
+        assert complete(real, [prompt], [steering], sampling=Sampling(10))[0].tokens == reply.tokens
+        whole = reply_logits(real, [(prompt, reply.tokens)], [steering])[0]
+        assert tuple(whole.argmax(-1).tolist()) == reply.tokens
+
+
+def test_the_first_steered_token_is_the_last_of_the_prompt(
+    real: Model, shipped: VectorSet, held_out: list[list[int]]
+) -> None:
+    tokens, mask = pad_left(held_out[:1], real.device)
+    choosing = torch.zeros_like(mask, dtype=torch.bool)
+    choosing[:, -1] = True
+    seen: list[torch.Tensor] = []
+    for steering in (Steering(), Steering((Term(shipped["hal"]),))):
+        functions = edits([steering], torch.empty(0), choosing)
+        real.forward(tokens, mask, functions={15: [*functions.get(15, []), lambda h: seen.append(h.clone()) or h]})
+    moved = (seen[1] - seen[0]).norm(dim=-1)[0] > 1e-3
+    assert moved.tolist() == [False] * (tokens.shape[1] - 1) + [True]
+
+
+def test_a_vector_made_on_another_model_is_refused(shipped: VectorSet, tiny: Model) -> None:
+    with pytest.raises(VectorError, match="30 layers × 576"):
+        shipped["hal"].require(tiny.fingerprint)
+    assert set(OPERATORS) >= {"add", "set", "ablate", "cap", "floor", "rotate"}
