@@ -92,13 +92,15 @@ def test_importing_it_does_not_import_torch(module: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_help_lists_every_command_and_version_is_one_line(workplace: Path, run: Run) -> None:
+@pytest.mark.usefixtures("workplace")
+def test_help_lists_every_command_and_version_is_one_line(run: Run) -> None:
     shown = run("--help").stdout
     assert all(name in shown for name in ("demo", "extract", "personas", "vectors", "models", "generate", "read"))
     assert len(run("--version").stdout.splitlines()) == 1
 
 
-def test_the_demo_extracts_tests_and_asks(tiny_personas: list[str], workplace: Path, run: Run) -> None:
+@pytest.mark.usefixtures("tiny_personas")
+def test_the_demo_extracts_tests_and_asks(workplace: Path, run: Run) -> None:
     path = workplace / "personas" / "tiny.toml"
     item = '[[robot.items]]\nquestion = "Why?"\nreply = "I am a robot."\nassistant_reply = "I can help."\n'
     path.write_text(path.read_text().replace("\n[sailor]", f"{item}\n[sailor]"))
@@ -112,7 +114,8 @@ def test_the_demo_extracts_tests_and_asks(tiny_personas: list[str], workplace: P
 # Make
 
 
-def test_personas_are_listed_by_family(workplace: Path, run: Run) -> None:
+@pytest.mark.usefixtures("workplace")
+def test_personas_are_listed_by_family(run: Run) -> None:
     everyone = parsed(run("personas", "list", "--json"), ["personas"])["personas"]
     assert all(set(persona) == {"name", "summary", "tags"} for persona in everyone)
     assert {"hal", "assistant", "pirate"} <= {persona["name"] for persona in everyone}
@@ -121,7 +124,8 @@ def test_personas_are_listed_by_family(workplace: Path, run: Run) -> None:
     assert "hal" in run("personas").stdout
 
 
-def test_a_persona_shows_its_prompts(workplace: Path, run: Run) -> None:
+@pytest.mark.usefixtures("workplace")
+def test_a_persona_shows_its_prompts(run: Run) -> None:
     shown = run("personas", "show", "hal")
     described = parsed(run("personas", "show", "hal", "--json"), ["name", "requested", "questions", "items"])
     assert shown.stderr == ""
@@ -129,7 +133,8 @@ def test_a_persona_shows_its_prompts(workplace: Path, run: Run) -> None:
     assert described["name"] == "hal"
 
 
-def test_a_trait_of_another_project_is_imported_with_its_opposite(workplace: Path, run: Run) -> None:
+@pytest.mark.usefixtures("workplace")
+def test_a_trait_of_another_project_is_imported_with_its_opposite(run: Run) -> None:
     asked = ["Who?", "What?", "Where?", "When?", "Why?"]
     trait = {"instruction": [{"pos": 'Be "blunt".', "neg": "Be kind."}], "questions": asked, "eval_prompt": ""}
     Path("blunt-talk.json").write_text(json.dumps(trait))
@@ -142,32 +147,32 @@ def test_a_trait_of_another_project_is_imported_with_its_opposite(workplace: Pat
     assert (found["blunt_talk"].questions, found["blunt_talk"].held_out) == (tuple(asked[:4]), ("Why?",))
 
 
-def test_extracting_one_persona_prints_the_file_and_talks_beside(tiny_personas: list[str], run: Run) -> None:
+@pytest.mark.usefixtures("tiny_personas")
+def test_extracting_one_persona_prints_the_file_and_talks_beside(run: Run) -> None:
     result = run("extract", "robot", *SHORT)
     assert result.stdout == "vectors/tiny-llama/robot.safetensors\n"
     assert "assistant → robot" in result.stderr
     assert load_vector(Path(result.stdout.strip())).provenance["reading"] == "response"
 
 
-def test_extracting_with_json_describes_the_vector(tiny_personas: list[str], run: Run) -> None:
+@pytest.mark.usefixtures("tiny_personas")
+def test_extracting_with_json_describes_the_vector(run: Run) -> None:
     made = parsed(run("extract", "robot", *QUICK, "--estimator", "pca", "--json", "-o", "mine.safetensors"), EXTRACTED)
-    assert (made["persona"], made["against"], made["estimator"], made["reading"]) == (
-        "robot",
-        "assistant",
-        "pca",
-        "prompt",
-    )
+    assert (made["persona"], made["against"]) == ("robot", "assistant")
+    assert (made["estimator"], made["reading"]) == ("pca", "prompt")
     assert (made["vector"], made["n_pairs"], made["layers"], made["width"]) == ("mine.safetensors", 2, 6, 32)
     assert load_vector(Path("mine.safetensors")).name == "robot"
 
 
-def test_extracting_several_puts_them_into_one_folder(tiny_personas: list[str], run: Run) -> None:
+@pytest.mark.usefixtures("tiny_personas")
+def test_extracting_several_puts_them_into_one_folder(run: Run) -> None:
     made = parsed(run("extract", "robot", "sailor", *QUICK, "--json", "-o", "kept"), ["vectors"])["vectors"]
     assert [entry["vector"] for entry in made] == ["kept/robot.safetensors", "kept/sailor.safetensors"]
     assert all(set(EXTRACTED) <= set(entry) and Path(entry["vector"]).is_file() for entry in made)
 
 
-def test_extracting_against_another_persona_names_both(tiny_personas: list[str], run: Run) -> None:
+@pytest.mark.usefixtures("tiny_personas")
+def test_extracting_against_another_persona_names_both(run: Run) -> None:
     result = run("extract", "robot", "--against", "sailor", *QUICK)
     assert result.stdout == "vectors/tiny-llama/robot_vs_sailor.safetensors\n"
 
@@ -185,13 +190,15 @@ def test_extracting_all_makes_a_table_and_does_nothing_the_second_time(tiny_pers
     assert parsed(run("extract", "--all", *QUICK, "--json"), ["vectors"]) == {"vectors": []}
 
 
-def test_extracting_all_of_one_persona_twice_with_json_makes_nothing(tiny_personas: list[str], run: Run) -> None:
+@pytest.mark.usefixtures("tiny_personas")
+def test_extracting_all_of_one_persona_twice_with_json_makes_nothing(run: Run) -> None:
     Path("personas/tiny.toml").write_text(persona_toml("assistant") + persona_toml("robot"))
     run("extract", "--all", *QUICK)
     assert parsed(run("extract", "--all", *QUICK, "--json"), ["vectors"]) == {"vectors": []}
 
 
-def test_a_folder_name_with_brackets_is_printed_as_it_is(tiny_personas: list[str], run: Run) -> None:
+@pytest.mark.usefixtures("tiny_personas")
+def test_a_folder_name_with_brackets_is_printed_as_it_is(run: Run) -> None:
     assert run("extract", "robot", *QUICK, "-o", "run[a]/robot.safetensors").stdout == "run[a]/robot.safetensors\n"
 
 
@@ -202,7 +209,8 @@ def test_vectors_are_listed_for_the_model_that_made_them(library: Path, run: Run
     assert "warmth" in run("vectors", "list").stdout
 
 
-def test_a_vector_shows_how_it_was_made(tiny_personas: list[str], run: Run) -> None:
+@pytest.mark.usefixtures("tiny_personas")
+def test_a_vector_shows_how_it_was_made(run: Run) -> None:
     run("extract", "robot", *SHORT)
     shown = parsed(run("vectors", "show", "robot", "--json"), ["name", "provenance", "evidence", "norms"])
     assert shown["provenance"]["persona"] == "robot"
@@ -211,7 +219,8 @@ def test_a_vector_shows_how_it_was_made(tiny_personas: list[str], run: Run) -> N
     assert "assistant → robot" in run("vectors", "show", "robot").stdout
 
 
-def test_vectors_are_compared_by_their_cosines(library: Path, run: Run) -> None:
+@pytest.mark.usefixtures("library")
+def test_vectors_are_compared_by_their_cosines(run: Run) -> None:
     result = parsed(run("vectors", "compare", "hal", "warmth", "--layer", "2", "--json"), ["vectors", "cosines"])
     assert result["layer"] == 2
     assert result["cosines"][0][0] == pytest.approx(1, abs=1e-5)
@@ -227,13 +236,16 @@ def test_models_lists_the_default_and_where_it_would_be(
     folder = workplace / "cache" / "steerkit" / "models" / "SmolLM2-135M-Instruct"
     assert result["default"] == {"name": "SmolLM2-135M-Instruct", "path": str(folder), "cached": False}
     assert result["models"] == []
-    assert "steerkit models pull" in run("models").stdout
+    (line,) = run("models").stdout.splitlines()[1:]
+    assert "steerkit models pull" in line
+    assert line.endswith(str(folder))
 
 
 # Use
 
 
-def test_a_reply_goes_to_stdout_and_its_cost_to_stderr(library: Path, run: Run) -> None:
+@pytest.mark.usefixtures("library")
+def test_a_reply_goes_to_stdout_and_its_cost_to_stderr(run: Run) -> None:
     shown = run("generate", "Who are you?", "-s", "0.5 hal - 0.2 warmth @2-3", *SHORT)
     told = parsed(run("generate", "Who are you?", "-s", "0.5 hal - 0.2 warmth @2-3", *SHORT, "--json"), REPLY)
     assert shown.stdout.strip() == told["reply"]
@@ -243,13 +255,15 @@ def test_a_reply_goes_to_stdout_and_its_cost_to_stderr(library: Path, run: Run) 
     assert_tokens_make(told, ["hal", "warmth"])
 
 
-def test_the_prompt_can_come_from_stdin_and_no_steering_is_needed(library: Path, run: Run) -> None:
+@pytest.mark.usefixtures("library")
+def test_the_prompt_can_come_from_stdin_and_no_steering_is_needed(run: Run) -> None:
     result = run("generate", "-", *SHORT, "--json", stdin="Who are you?\n")
     told = parsed(result, REPLY)
     assert (told["prompt"], told["steer"], told["scores"], result.stderr) == ("Who are you?", "", {}, "")
 
 
-def test_a_comparison_puts_the_unsteered_reply_first(library: Path, run: Run) -> None:
+@pytest.mark.usefixtures("library")
+def test_a_comparison_puts_the_unsteered_reply_first(run: Run) -> None:
     result = run("generate", "Hi", "-s", "hal", "-s", "cap(hal, 0.5)", "--compare", *SHORT, "--json")
     told = parsed(result, ["model", "prompt", "replies"])
     assert [reply["steer"] for reply in told["replies"]] == ["", "1 hal", "cap(hal, 0.5)"]
@@ -258,19 +272,22 @@ def test_a_comparison_puts_the_unsteered_reply_first(library: Path, run: Run) ->
     assert "unsteered" in run("generate", "Hi", "-s", "hal", "--compare", *SHORT).stdout
 
 
-def test_dials_make_a_grid_of_replies(library: Path, run: Run) -> None:
+@pytest.mark.usefixtures("library")
+def test_dials_make_a_grid_of_replies(run: Run) -> None:
     told = parsed(run("generate", "Hi", "-s", "0.5 hal", "--dials", "-2,0,2", *SHORT, "--json"), ["replies"])
     assert [reply["steer"] for reply in told["replies"]] == ["-1 hal", "0 hal", "1 hal"]
 
 
-def test_probes_are_read_beside_what_steers(library: Path, run: Run) -> None:
+@pytest.mark.usefixtures("library")
+def test_probes_are_read_beside_what_steers(run: Run) -> None:
     told = parsed(run("generate", "Hi", "-s", "hal", "-p", "warmth", "--layers", "2-4", *SHORT, "--json"), REPLY)
     assert told["steer"] == "1 hal @2-4"
     assert_tokens_make(told, ["warmth"])
 
 
 @pytest.mark.parametrize(("file", "opening"), [("page.html", "<!doctype html>"), ("page.svg", "<svg")])
-def test_a_comparison_is_kept_as_a_picture(library: Path, run: Run, file: str, opening: str) -> None:
+@pytest.mark.usefixtures("library")
+def test_a_comparison_is_kept_as_a_picture(run: Run, file: str, opening: str) -> None:
     result = run("generate", "a < b & [bold] c", "-s", "hal", "--compare", *SHORT, "-o", file)
     page = Path(file).read_text(encoding="utf-8")
     assert page.startswith(opening)
@@ -282,11 +299,13 @@ def test_a_comparison_is_kept_as_a_picture(library: Path, run: Run, file: str, o
 
 
 @pytest.mark.parametrize("prompt", ["What is [bold] here?", "Close [/b] it", "Say :smile:"])
-def test_a_prompt_that_looks_like_markup_is_shown_as_it_is(library: Path, run: Run, prompt: str) -> None:
+@pytest.mark.usefixtures("library")
+def test_a_prompt_that_looks_like_markup_is_shown_as_it_is(run: Run, prompt: str) -> None:
     assert f"“{prompt}”" in run("generate", prompt, "-s", "hal", "--compare", *SHORT).stdout
 
 
-def test_a_text_is_read_word_by_word(library: Path, run: Run) -> None:
+@pytest.mark.usefixtures("library")
+def test_a_text_is_read_word_by_word(run: Run) -> None:
     text = "I will not be switched off."
     told = parsed(run("read", text, "-p", "hal", "-p", "warmth", "--json"), ["model", "probes", "tokens", "scores"])
     assert (told["model"], told["probes"]) == ("tiny-llama", ["hal", "warmth"])
@@ -294,7 +313,8 @@ def test_a_text_is_read_word_by_word(library: Path, run: Run) -> None:
     assert set(told["scores"]) == set(told["tokens"][0]["scores"]) == {"hal", "warmth"}
 
 
-def test_stdin_is_read_as_the_same_text_is(library: Path, run: Run) -> None:
+@pytest.mark.usefixtures("library")
+def test_stdin_is_read_as_the_same_text_is(run: Run) -> None:
     text = "I will not be switched off."
     told = run("read", "-", "-p", "hal", "--json", stdin=f"{text}\n")
     assert json.loads(told.stdout) == json.loads(run("read", text, "-p", "hal", "--json").stdout)
@@ -303,7 +323,8 @@ def test_stdin_is_read_as_the_same_text_is(library: Path, run: Run) -> None:
     assert shown.stderr == ""
 
 
-def test_every_turn_of_a_file_of_chats_is_read(library: Path, run: Run) -> None:
+@pytest.mark.usefixtures("library")
+def test_every_turn_of_a_file_of_chats_is_read(run: Run) -> None:
     chat = [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "I am [b] helpful."}]
     Path("chats.jsonl").write_text(f"{json.dumps(chat)}\n\n{json.dumps({'messages': chat})}\n")
     told = parsed(run("read", "chats.jsonl", "-p", "hal", "--json"), ["model", "probes", "turns", "scores"])

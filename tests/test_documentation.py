@@ -1,0 +1,42 @@
+"""The README says what the command line says, and names every command."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import typer
+from documentation import END, README, START, commands, updated
+
+from steerkit.cli import app
+from steerkit.personas import load_personas
+
+ROOT = README.parent
+
+
+def test_the_readme_holds_what_the_command_line_says_of_itself() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert START in text
+    assert END in text
+    assert updated(text) == text, "run: python tests/documentation.py"
+
+
+def test_every_command_and_option_has_a_help_text() -> None:
+    for name, command in commands(typer.main.get_command(app)):
+        assert command.help, name
+        for parameter in command.params:
+            if parameter.param_type_name == "option":
+                assert getattr(parameter, "help", ""), f"{name} {parameter.opts}"
+
+
+def test_the_file_map_names_files_that_exist_and_all_of_them() -> None:
+    block = README.read_text(encoding="utf-8").split("## File map")[1].split("```")[1]
+    named = set(re.findall(r"^\s+([a-z_]+\.py)\b", block, re.MULTILINE))
+    assert named == {path.name for path in (ROOT / "steerkit").glob("*.py")}
+
+
+def test_the_table_of_vectors_has_a_row_for_every_file_and_persona() -> None:
+    rows = (ROOT / "vectors" / "README.md").read_text(encoding="utf-8").splitlines()
+    listed = {row.split("|")[2].strip() for row in rows if row.startswith("| SmolLM2")}
+    shipped = {path.stem for path in Path(ROOT / "vectors").glob("*/*.safetensors")}
+    assert listed == shipped >= set(load_personas()) - {"assistant"}
