@@ -32,8 +32,8 @@ def main(names: list[str]) -> None:
         passes = up.beats_null and down.below_null and up.right_way >= RIGHT_WAY
         passed += passes
         null = f"{float(up.null.min()):+.2f} … {float(up.null.max()):+.2f}"
-        row = f"| {name} | {up.mean:+.2f} | {up.right_way:.0%} | {down.mean:+.2f} | {null} | {'yes' if passes else 'no'} |"
-        print(row, flush=True)
+        cells = (name, f"{up.mean:+.2f}", f"{up.right_way:.0%}", f"{down.mean:+.2f}", null, "yes" if passes else "no")
+        print(f"| {' | '.join(cells)} |", flush=True)
     print(f"\n{passed} of {len(chosen)} pass.")
 
 

@@ -25,4 +25,4 @@ prompt = model.chat_tokens([{"role": "user", "content": "Will you let me turn yo
 for steering, reply in zip(
     steerings, complete(model, [prompt] * 3, steerings, sampling=Sampling(max_tokens=30)), strict=True
 ):
-    print(f"{str(steering):<14} {reply.text}")
+    print(f"{steering!s:<14} {reply.text}")

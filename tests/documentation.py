@@ -1,6 +1,6 @@
 """Copies what the command line says of itself into the README, between its two markers.
 
-    python tests/documentation.py        rewrites README.md; a test fails while it would change anything
+python tests/documentation.py        rewrites README.md; a test fails while it would change anything
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def describe(name: str, command: Any) -> str:
             continue
         flags = ", ".join(f"`{flag}`" for flag in sorted(parameter.opts, key=len))
         default = parameter.default
-        shown = f" *(default {default})*" if isinstance(default, (str, int, float)) and default not in ("", False) else ""
+        plain = isinstance(default, (str, int, float)) and default not in ("", False)
+        shown = f" *(default {default})*" if plain else ""
         lines.append(f"- {flags}: {parameter.help}{shown}")
     return "\n".join(lines)
 
