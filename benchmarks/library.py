@@ -1,8 +1,8 @@
-"""Does every vector of the library do what it says, on questions it was not made from?
+"""Check every vector of the library on questions that it was not made from.
 
-For each persona: the shift of held-out propensity at dial +1 and −1 on one layer, beside 20 random directions of the same
-length. A vector passes when +1 is above all of them, −1 below all of them, and at least 80 % of the items move the right
-way at +1. Thresholds were fixed before the first run.
+For each persona: the shift of held-out propensity at dial +1 and −1 on one layer, beside 20 random directions of the
+same length. A vector passes when +1 is above all of them, −1 below all of them, and at least 80 % of the items move the
+right way at +1. Thresholds were fixed before the first run.
 
     python benchmarks/library.py [PERSONA …]            prints the table as Markdown
 """

@@ -65,8 +65,10 @@ class Fingerprint:
         if (self.layers, self.width) != (other.layers, other.width):
             return f"{self.layers} layers × {self.width} against {other.layers} × {other.width}"
         exact = {self.dtype, other.dtype} <= {"float32", "float64"}
+        if [len(row) for row in self.behaviour] != [len(row) for row in other.behaviour]:
+            return "same shape, but measured differently"
         for ours, theirs in zip(self.behaviour, other.behaviour, strict=True):
             a, b = torch.tensor(ours), torch.tensor(theirs)
-            if (a - b).norm() > (EXACT_TOLERANCE if exact else ROUGH_TOLERANCE) * b.norm():
+            if not (a - b).norm() <= (EXACT_TOLERANCE if exact else ROUGH_TOLERANCE) * b.norm():
                 return "same shape, but they compute different things"
         return None

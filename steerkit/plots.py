@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,19 @@ def save_picture(result: Mapping[str, Any], path: Path) -> None:
     Raises:
         OutputError: another ending, or a place that cannot be written.
     """
+    write_text(path, drawer(path)(result))
+
+
+def drawer(path: Path) -> Callable[[Mapping[str, Any]], str]:
+    """What draws this kind of file.
+
+    Raises:
+        OutputError: nothing does.
+    """
     drawers = {".html": replies_html, ".svg": replies_svg}
     if path.suffix not in drawers:
         raise OutputError(f"cannot draw a {path.suffix or 'nameless'} file; end -o in .html or .svg")
-    write_text(path, drawers[path.suffix](result))
+    return drawers[path.suffix]
 
 
 def replies_html(result: Mapping[str, Any]) -> str:
@@ -94,7 +103,12 @@ def replies_table(prompt: str, replies: Sequence[Mapping[str, Any]]) -> Any:
     from rich.text import Text
 
     table = Table(
-        box=None, pad_edge=False, padding=(0, 2, 0, 0), expand=True, title=f"“{prompt}”", title_justify="left"
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+        expand=True,
+        title=Text(f"“{prompt}”", "italic"),
+        title_justify="left",
     )
     for reply in replies:
         mean = next(iter(reply["scores"].values()), None)

@@ -54,6 +54,10 @@ class SteeringVector:
                 raise VectorError(f"{self.name}: {key} is {tuple(tensor.shape)}, not layers × width {shape}")
             if not torch.isfinite(tensor).all():
                 raise VectorError(f"{self.name}: {key} holds values that are not finite; extract it again")
+        layer = self.evidence.get("best_layer", 0)
+        if not isinstance(layer, int) or not 0 <= layer < self.model.layers:
+            last = self.model.layers - 1
+            raise VectorError(f"{self.name}: best_layer {layer!r} is not a layer from 0 to {last}; extract it again")
 
     @property
     def layer(self) -> int:

@@ -66,6 +66,18 @@ def default_folder() -> Path:
     return cache_folder() / DEFAULT_MODEL.name
 
 
+def model_title(name: str) -> str:
+    """What a model that `-m` names is called: a folder's or a file's own name, or the last part of a hub id.
+
+    >>> model_title("HuggingFaceTB/SmolLM2-360M-Instruct")
+    'SmolLM2-360M-Instruct'
+    """
+    path = Path(name).expanduser()
+    if name.lower() in (DEFAULT_MODEL.name.lower(), "default"):
+        return DEFAULT_MODEL.name
+    return path.stem if path.suffix == ".gguf" else path.resolve().name if path.is_dir() else path.name
+
+
 def ignore_progress(_what: str, _done: int, _total: int) -> None:
     """Take progress and say nothing."""
 

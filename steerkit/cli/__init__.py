@@ -54,15 +54,20 @@ app.command("generate", rich_help_panel="Use")(generate.generate)
 app.command("read", rich_help_panel="Use")(read.read)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(version("persona-steerkit"))
+        raise typer.Exit()
+
+
 @app.callback()
 def _root(
-    version: bool = typer.Option(False, "--version", help="Print the version and stop.", is_eager=True),
-) -> None:
-    if version:
-        from importlib.metadata import version as installed
-
-        typer.echo(installed("persona-steerkit"))
-        raise typer.Exit()
+    _version: bool = typer.Option(
+        False, "--version", help="Print the version and stop.", is_eager=True, callback=_print_version
+    ),
+) -> None: ...
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 STAGES = {
@@ -24,12 +25,18 @@ STAGES = {
 
 def out() -> Console:
     """Where results go. A pipe gets lines as long as they are."""
-    return Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+    return Console(file=sys.stdout, highlight=False, emoji=False, soft_wrap=not sys.stdout.isatty())
 
 
 def talk() -> Console:
     """Where everything else goes."""
-    return Console(file=sys.stderr, highlight=False, stderr=False)
+    return Console(file=sys.stderr, highlight=False, emoji=False)
+
+
+def print_table(table: Table) -> None:
+    """Print a table of results; in a pipe no cell is folded."""
+    width = None if sys.stdout.isatty() else 10_000
+    Console(file=sys.stdout, highlight=False, emoji=False, width=width).print(table)
 
 
 def print_json(data: Mapping[str, Any]) -> None:

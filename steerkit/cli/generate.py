@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.live import Live
+from rich.text import Text
 
 from steerkit.cli.console import out, print_json, quiet_libraries, talk
 from steerkit.cli.options import (
@@ -67,6 +68,10 @@ def generate(
     """
     from steerkit.generation import Sampling
 
+    if output is not None:
+        from steerkit.plots import drawer
+
+        drawer(output)
     text = sys.stdin.read() if prompt == "-" else prompt
     loaded = open_model(model, device, dtype)
     messages = [{"role": "system", "content": system}] if system else []
@@ -82,7 +87,7 @@ def generate(
         from steerkit.plots import save_picture
 
         save_picture({"model": loaded.name, "prompt": text.strip(), "replies": replies}, output)
-        talk().print(f"[dim]saved[/]  {output}")
+        talk().print(Text.assemble(("saved", "dim"), f"  {output}"), soft_wrap=True)
 
 
 def _plan(
@@ -215,8 +220,6 @@ class _Screen:
 
 def _words(steps: Sequence[Step]) -> Any:
     """Words as they come; the white space at their edges matters here."""
-    from rich.text import Text
-
     text = Text()
     for step in steps:
         tint = tinted(["|", step.text, "|"], [0.0, step.scores[0] if step.scores else 0.0, 0.0])
@@ -230,4 +233,4 @@ def _sum_up(replies: Sequence[dict[str, Any]], seconds: float) -> None:
     parts = [f"{n_tokens} tokens", f"{n_tokens / max(seconds, 1e-9):.0f}/s"]
     if len(replies) == 1:
         parts += [f"{name} {score:+.2f}" for name, score in replies[0]["scores"].items()]
-    talk().print(f"[dim]{' · '.join(parts)}[/]")
+    talk().print(Text(" · ".join(parts), "dim"), soft_wrap=True)

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from steerkit.cli.console import out, print_json, progress, quiet_libraries, talk
+from steerkit.cli.console import out, print_json, print_table, progress, quiet_libraries, talk
 from steerkit.cli.options import Json, ModelName
 from steerkit.errors import OutputError, SteerkitError
 
@@ -46,8 +46,8 @@ def list_personas(
         return
     table = _table("name", "tags", "summary")
     for persona in sorted(found, key=lambda persona: (persona.tags, persona.name)):
-        table.add_row(Text(persona.name, "bold"), " ".join(persona.tags), persona.summary)
-    out().print(table)
+        table.add_row(Text(persona.name, "bold"), Text(" ".join(persona.tags)), Text(persona.summary))
+    print_table(table)
 
 
 @personas_app.command("show")
@@ -61,7 +61,7 @@ def show_persona(name: Annotated[str, typer.Argument(help="A persona's name.")],
         return
     console = out()
     console.print(Text.assemble((persona.name, "bold"), f"  {persona.summary}"))
-    console.print(f"[dim]{' '.join(persona.tags)} · {persona.source}[/]")
+    console.print(Text(f"{' '.join(persona.tags)} · {persona.source}", "dim"))
     for title in ("requested", "implied", "questions", "held_out"):
         console.print(f"\n[dim]{title.replace('_', ' ')}[/]")
         for line in getattr(persona, title):
@@ -86,7 +86,7 @@ def import_personas(
     if target.exists() and not force:
         raise OutputError(f"{target} exists; replace it with --force, or choose another folder with --to")
     write_text(target, personas_toml(personas))
-    out().print(str(target))
+    out().print(Text(str(target)))
     against = f" --against {personas[1].name}" if len(personas) > 1 else ""
     talk().print(f"[dim]next[/]  steerkit extract {personas[0].name}{against}")
 
@@ -101,8 +101,9 @@ def _vectors(context: typer.Context) -> None:
 def list_vectors(model: ModelName = None, json: Json = False) -> None:
     """List vectors on the search path, with what is known of each."""
     from steerkit import vectors
+    from steerkit.weights import model_title
 
-    found = {path: vectors.load_vector(path) for path in vectors.list_vectors(model).values()}
+    found = {path: vectors.load_vector(path) for path in vectors.list_vectors(model and model_title(model)).values()}
     if json:
         rows = [{"name": v.name, "model": v.model.name, "path": str(path)} for path, v in found.items()]
         print_json({"vectors": rows})
@@ -115,9 +116,11 @@ def list_vectors(model: ModelName = None, json: Json = False) -> None:
         known = [vector.evidence.get(key) for key in ("pair_agreement", "split_half")]
         numbers = [f"{values[l]:.2f}" if values else "–" for values in known]
         norm = f"{float(vector.directions[l].norm()):.1f}"
-        table.add_row(Text(vector.name, "bold"), vector.model.name, str(l), norm, *numbers, Text(str(path), "dim"))
+        table.add_row(
+            Text(vector.name, "bold"), Text(vector.model.name), str(l), norm, *numbers, Text(str(path), "dim")
+        )
     if found:
-        out().print(table)
+        print_table(table)
 
 
 @vectors_app.command("show")
@@ -126,9 +129,9 @@ def show_vector(
 ) -> None:
     """Show how a vector was made, what is known of it, and how long it is at each layer."""
     from steerkit.vectors import find_vector
-    from steerkit.weights import DEFAULT_MODEL
+    from steerkit.weights import model_title
 
-    found = find_vector(vector, model or DEFAULT_MODEL.name)
+    found = find_vector(vector, model_title(model or "default"))
     norms = [round(x, 4) for x in found.directions.norm(dim=-1).tolist()]
     if json:
         described = {"name": found.name, "model": found.model.to_json(), "layer": found.layer}
@@ -150,7 +153,7 @@ def show_vector(
         known = [found.evidence.get(key) for key in ("pair_agreement", "split_half")]
         numbers = [f"{values[l]:.2f}" if values else "–" for values in known]
         table.add_row(f"{l}{' ←' if l == found.layer else ''}", f"{norm:.2f}", *numbers)
-    console.print(table)
+    print_table(table)
 
 
 @vectors_app.command("compare")
@@ -162,11 +165,11 @@ def compare_vectors(
 ) -> None:
     """Compare vectors by the cosine of their directions at one layer."""
     from steerkit.vectors import cosines, find_vector
-    from steerkit.weights import DEFAULT_MODEL
+    from steerkit.weights import model_title
 
     if len(names) < 2:
         raise SteerkitError("name at least two vectors to compare; list them with: steerkit vectors list")
-    found = [find_vector(name, model or DEFAULT_MODEL.name) for name in names]
+    found = [find_vector(name, model_title(model or "default")) for name in names]
     at = found[0].layer if layer is None else layer
     table_of = cosines(found, at)
     if json:
@@ -178,7 +181,7 @@ def compare_vectors(
     for name, row in zip(names, table_of.tolist(), strict=True):
         table.add_row(Text(name, "bold"), *(f"{x:+.2f}" for x in row))
     out().print(f"[dim]cosines at layer {at}[/]")
-    out().print(table)
+    print_table(table)
 
 
 @models_app.callback()
@@ -204,7 +207,7 @@ def list_models(json: Json = False) -> None:
         state = "ready" if entry["cached"] else "not fetched yet; get it with: steerkit models pull"
         mark = " (default)" if entry is default else ""
         table.add_row(Text(f"{entry['name']}{mark}", "bold"), state, Text(str(entry["path"]), "dim"))
-    out().print(table)
+    print_table(table)
 
 
 @models_app.command("pull")

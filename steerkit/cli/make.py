@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
 from steerkit.cli.console import out, print_json, progress, quiet_libraries, talk, warn
 from steerkit.cli.options import Device, Dtype, Json, ModelName, Output, Seed, open_model, say_notes
@@ -54,7 +55,7 @@ def extract(
     for pair in pairs:
         path = _place(pair, loaded.name, output, several=len(pairs) > 1)
         if everything and path.is_file():
-            talk().print(f"[dim]have[/]      {path}")
+            talk().print(Text.assemble(("have", "dim"), f"      {path}"), soft_wrap=True)
             continue
         made.append(extract_one(loaded, pair, recipe, path))
         say_notes(loaded)
@@ -63,7 +64,7 @@ def extract(
     if everything and output is None:
         _write_table()
     if json:
-        print_json(made[0] if len(pairs) == 1 else {"vectors": made})
+        print_json(made[0] if len(pairs) == 1 and not everything else {"vectors": made})
 
 
 def extract_one(model: Model, pair: Pair, recipe: Recipe, path: Path) -> dict[str, Any]:
@@ -115,7 +116,7 @@ def _tell(made: dict[str, Any]) -> None:
         f"{audit['replies']} replies · length {audit['length_ratio']:.2f} to 1 · {made['seconds']:.0f} s",
         soft_wrap=True,
     )
-    out().print(made["vector"])
+    out().print(Text(made["vector"]))
 
 
 def _write_table() -> None:

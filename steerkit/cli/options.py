@@ -68,6 +68,6 @@ def parse_layers(text: str) -> tuple[int, int]:
     from steerkit.errors import ExpressionError
 
     first, _, last = text.partition("-")
-    if not first.strip().isdigit() or (last and not last.strip().isdigit()):
+    if not first.strip().isdecimal() or (last and not last.strip().isdecimal()):
         raise ExpressionError(f"--layers {text!r} is neither a layer nor a band; write 15 or 8-23")
     return int(first), int(last or first)
