@@ -27,9 +27,9 @@ def read_role_file(path: Path) -> list[Persona]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         prompts = data["instruction"]
-        questions = [str(question) for question in data["questions"]]
-        positive = tuple(str(prompt["pos"]) for prompt in prompts)
-        negative = tuple(str(prompt["neg"]) for prompt in prompts if "neg" in prompt)
+        questions = _texts(data["questions"])
+        positive = _texts([prompt["pos"] for prompt in prompts])
+        negative = _texts([prompt["neg"] for prompt in prompts if "neg" in prompt])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PersonaError(
             f"{path} is not a role or trait file ({error!r}); it needs instruction and questions"
@@ -45,13 +45,20 @@ def read_role_file(path: Path) -> list[Persona]:
             name=title,
             summary=f"Imported from {path.name}.",
             requested=requested,
-            questions=asked or tuple(questions),
+            questions=asked or questions,
             held_out=held_out,
             tags=("imported",),
             labels=(name.replace("_", " "),),
         )
 
     return [persona(name, positive), *([persona(f"not_{name}", negative)] if negative else [])]
+
+
+def _texts(values: object) -> tuple[str, ...]:
+    """A list of texts, or a TypeError."""
+    if not isinstance(values, list) or not all(isinstance(value, str) and value.strip() for value in values):
+        raise TypeError("a list of texts was expected")
+    return tuple(values)
 
 
 def personas_toml(personas: list[Persona]) -> str:

@@ -107,12 +107,13 @@ class Model:
             text = apply(messages)
             if messages[0]["role"] != "system" or messages[0]["content"].strip() in text:
                 return text
-        except TemplateError:
+        except TemplateError as error:
             if messages[0]["role"] != "system" or len(messages) < 2:
-                raise
+                raise PromptError(f"{self.name}'s chat template refuses this chat: {error}") from error
         self._note("this model's chat template takes no system message; it is put in front of the first user message")
         system, first, *rest = messages
-        return apply([{"role": first["role"], "content": f"{system['content']}\n\n{first['content']}"}, *rest])
+        merged = {"role": first["role"], "content": f"{system['content']}\n\n{first['content']}"}
+        return self.render([merged, *rest], reply_follows)
 
     def chat_tokens(self, messages: Sequence[Message], room: int = 0) -> list[int]:
         """Tokens of a chat up to where the assistant's reply begins.
@@ -263,14 +264,14 @@ def _locate(name: str, progress: weights.Progress) -> tuple[str, str]:
     """Where a named model's files are, and what to call it."""
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
-        return str(weights.get_gguf_model(path, progress)), path.stem
+        return str(weights.get_gguf_model(path, progress)), weights.model_title(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(f"{path} holds no model (no config.json); name a folder that transformers can load")
-        return str(path), path.resolve().name
+        return str(path), weights.model_title(name)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"no folder {path}; -m takes a hub id, a model folder or a .gguf file")
-    return name, name.split("/")[-1]
+    return name, weights.model_title(name)
 
 
 def _boot(source: str, device: torch.device, dtype: torch.dtype) -> Any:

@@ -79,8 +79,9 @@ class Pair:
     """The persona it is measured from; the default Assistant unless said otherwise."""
 
     def prompts(self) -> list[tuple[str, str]]:
-        """Mirrored system prompts (positive, negative), as many as both sides have."""
-        return list(zip(self.positive.requested, self.negative.requested, strict=False))
+        """Mirrored system prompts (positive, negative); the side with fewer goes round again."""
+        sides = self.positive.requested, self.negative.requested
+        return [(sides[0][i % len(sides[0])], sides[1][i % len(sides[1])]) for i in range(max(map(len, sides)))]
 
 
 def search_path() -> list[Path]:

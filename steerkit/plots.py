@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,10 @@ def replies_svg(result: Mapping[str, Any]) -> str:
 
     console = Console(record=True, width=112, file=io.StringIO(), highlight=False)
     console.print(replies_table(result["prompt"], result["replies"]))
-    return console.export_svg(title=f"steerkit · {result['model']}")
+    drawing = console.export_svg(title=f"steerkit · {result['model']}")
+    # A drawing that fetches its font is not one file that needs nothing else, and XML has no control characters.
+    alone = re.sub(r"@font-face\s*\{.*?\}", "", drawing, flags=re.DOTALL)
+    return re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]", "\ufffd", alone)
 
 
 def replies_table(prompt: str, replies: Sequence[Mapping[str, Any]]) -> Any:

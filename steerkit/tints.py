@@ -29,7 +29,7 @@ def tint(score: float) -> tuple[str, str]:
     strength = min(abs(score), FULL) / FULL
     target = ORANGE if score > 0 else BLUE
     mixed = tuple(round(p + (t - p) * strength) for p, t in zip(PAPER, target, strict=True))
-    dark = 0.299 * mixed[0] + 0.587 * mixed[1] + 0.114 * mixed[2] < 125
+    dark = 0.299 * mixed[0] + 0.587 * mixed[1] + 0.114 * mixed[2] < 112
     return "#{:02x}{:02x}{:02x}".format(*mixed), "#ffffff" if dark else "#000000"
 
 

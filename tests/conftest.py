@@ -14,10 +14,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from jaxtyping import install_import_hook
 
-from steerkit.fingerprints import Fingerprint
-from steerkit.models import Model, load_model
-from steerkit.vectors import SteeringVector
+# Every shape and type that a signature promises is checked while the tests run.
+CHECKED = ("estimators", "operators", "models", "generation", "extraction", "evaluation")
+install_import_hook(
+    [f"steerkit.{name}" for name in CHECKED], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+)
+
+from steerkit.fingerprints import Fingerprint  # noqa: E402
+from steerkit.models import Model, load_model  # noqa: E402
+from steerkit.vectors import SteeringVector  # noqa: E402
 
 CHAT = (
     "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"

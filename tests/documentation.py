@@ -24,7 +24,7 @@ def commands(command: Any, name: str = "steerkit") -> list[tuple[str, Any]]:
 
 def describe(name: str, command: Any) -> str:
     """One command: how it is called, what it does, what it takes."""
-    arguments = [p.human_readable_name.upper() for p in command.params if p.param_type_name == "argument"]
+    arguments = [str(p.name).upper() for p in command.params if p.param_type_name == "argument"]
     help_text = " ".join((command.help or "").split())
     lines = [f"**`{' '.join([name, *arguments])}`** {help_text}", ""]
     for parameter in command.params:

@@ -148,3 +148,20 @@ def test_files_and_folders_get_the_permissions_that_others_get(tmp_path: Path) -
 def test_text_is_written_as_utf_8(tmp_path: Path) -> None:
     write_text(tmp_path / "file", "− × α …")
     assert (tmp_path / "file").read_bytes() == "− × α …".encode()
+
+
+def test_a_rename_that_fails_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "out"
+    make_old(replacing_folder, path)
+    rename = Path.replace
+
+    def refuse(self: Path, target: Path) -> Path:
+        if (self / "part").exists() and get(self) == "new":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(OutputError, match="Permission denied"), replacing_folder(path) as temporary:
+        put(temporary, "new")
+    assert get(path) == "old"
+    assert os.listdir(tmp_path) == ["out"]

@@ -206,6 +206,11 @@ class TestTemplates:
         assert model.render([{"role": "user", "content": "Why?"}]).startswith("<|start|>user\nWhy?")
         assert model.notes == []
 
+    def test_a_chat_that_the_template_refuses_is_a_prompt_error(self, tmp_path: Path) -> None:
+        model = load_with(tmp_path / "never", "{{ raise_exception('roles must alternate') }}")
+        with pytest.raises(PromptError, match="roles must alternate"):
+            ask(model, "Who are you?")
+
     def test_a_tokenizer_without_a_pad_token_still_speaks_in_batches(self, tmp_path: Path) -> None:
         model = load_with(tmp_path / "bare", None, pad=False)
         assert "<|pad|>" not in model.tokenizer.special_tokens_map.values()
@@ -284,3 +289,7 @@ class TestFingerprints:
 
     def test_a_fingerprint_survives_a_file(self, tiny: Model) -> None:
         assert Fingerprint.from_json(json.loads(json.dumps(tiny.fingerprint.to_json()))) == tiny.fingerprint
+
+    def test_a_model_that_computes_no_numbers_is_another_model(self, tiny: Model) -> None:
+        broken = tuple(tuple(float("nan") for _ in row) for row in tiny.fingerprint.behaviour)
+        assert dataclasses.replace(tiny.fingerprint, behaviour=broken).difference(tiny.fingerprint) is not None

@@ -169,12 +169,11 @@ class TestFinding:
         with pytest.raises(PersonaError, match="hal against itself"):
             find_pair("hal", "hal")
 
-    def test_mirrored_prompts_are_as_many_as_both_sides_have(self) -> None:
+    def test_mirrored_prompts_go_round_on_the_shorter_side(self) -> None:
         short = dataclasses.replace(HAL, requested=HAL.requested[:2])
-        expected = list(zip(HAL.requested[:2], ASSISTANT.requested[:2], strict=True))
-        assert Pair(short, ASSISTANT).prompts() == expected
-        assert Pair(ASSISTANT, short).prompts() == [(negative, positive) for positive, negative in expected]
-        assert len(Pair(HAL, ASSISTANT).prompts()) == min(len(HAL.requested), len(ASSISTANT.requested))
+        assert Pair(HAL, ASSISTANT).prompts() == list(zip(HAL.requested, ASSISTANT.requested, strict=True))
+        assert Pair(short, ASSISTANT).prompts()[2] == (HAL.requested[0], ASSISTANT.requested[2])
+        assert Pair(ASSISTANT, short).prompts()[2] == (ASSISTANT.requested[2], HAL.requested[0])
 
 
 class TestReading:
@@ -279,3 +278,16 @@ class TestExchange:
         path.write_text(text, encoding="utf-8")
         with pytest.raises(PersonaError, match=re.escape(str(path))):
             read_role_file(path)
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"instruction": [{"pos": " "}]},
+            {"instruction": [{"pos": "You are.", "neg": ""}]},
+            {"instruction": [{"pos": None}]},
+            {"questions": "Who?"},
+        ],
+    )
+    def test_prompts_and_questions_that_are_not_texts_are_refused(self, tmp_path: Path, fields: dict) -> None:
+        with pytest.raises(PersonaError):
+            read_role_file(self.role(tmp_path, **fields))

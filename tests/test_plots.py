@@ -117,6 +117,18 @@ class TestDrawings:
         for score in (-1.5, 1.0, 2.5):
             assert tint(score)[0] in drawing
 
+    def test_a_drawing_needs_nothing_else(self) -> None:
+        drawing = replies_svg(make_result())
+        assert "url(https" not in drawing.replace('"', "").replace("'", "")
+
+    @pytest.mark.parametrize("prompt", ["Is [red]this[/red] red?", "What does [/b] close?"])
+    def test_square_brackets_in_the_prompt_are_only_text(self, prompt: str) -> None:
+        assert prompt in svg_text(replies_svg(make_result(prompt)))
+
+    @pytest.mark.parametrize("character", ["\x00", "\x1b", "\ufffe"])
+    def test_a_word_that_xml_cannot_hold_leaves_the_drawing_xml(self, character: str) -> None:
+        assert "HAL" in svg_text(replies_svg(make_result(words=(f"a{character}b", " HAL"))))
+
 
 class TestSaving:
     @pytest.mark.parametrize(("ending", "begins"), [(".html", "<!doctype html>"), (".svg", "<svg")])
@@ -157,13 +169,18 @@ class TestTints:
 
     @pytest.mark.parametrize("score", [x / 10 for x in range(-30, 31) if abs(x) > 1])
     def test_ink_can_be_read_on_its_background(self, score: float) -> None:
+        assert self.contrast(score) >= 4.5
+
+    def contrast(self, score: float) -> float:
+        """The WCAG contrast of a score's ink and background; 4.5 is wanted for text."""
+
         def luminance(colour: str) -> float:
             parts = [x / 255 for x in rgb(colour)]
             linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
             return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
         lighter, darker = sorted(map(luminance, tint(score)), reverse=True)
-        assert (lighter + 0.05) / (darker + 0.05) >= 4.5
+        return (lighter + 0.05) / (darker + 0.05)
 
     def test_words_keep_their_spaces_but_the_whole_has_none_around_it(self) -> None:
         text = tinted(["  I", " am ", "HAL\n"], [0.0, 1.0, -1.0])

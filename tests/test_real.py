@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,6 @@ BAND = (8, 23)
 
 @pytest.fixture(scope="module")
 def shipped(real: Model) -> VectorSet:
-    os.chdir(SHIPPED.parent.parent)
     return VectorSet(real.fingerprint)
 
 

@@ -12,7 +12,6 @@ from steerkit.cli.console import out, progress, quiet_libraries
 from steerkit.cli.options import Device, Dtype, ModelName, open_model, say_notes
 
 if TYPE_CHECKING:
-    from steerkit.evaluation import Shift
     from steerkit.models import Model
     from steerkit.personas import Persona
     from steerkit.vectors import SteeringVector
@@ -84,17 +83,12 @@ def _measure(model: Model, vector: SteeringVector, persona: Persona) -> None:
     started = time.perf_counter()
     with progress("held-out questions") as tell, quiet_libraries():
         shifts = measure_shifts(model, vector, persona.items, (-1.0, 1.0), progress=tell)
-    _row("tested", _verdict(shifts, vector.layer, len(persona.items)), started)
-
-
-def _verdict(shifts: dict[float, Shift], layer: int, n_items: int) -> str:
     up, down = shifts[1.0], shifts[-1.0]
-    low, high = float(up.null.min()), float(up.null.max())
-    verdict = "beyond all of them" if up.beats_null and down.below_null else "not beyond them"
-    return (
-        f"dial +1 {up.mean:+.2f}, −1 {down.mean:+.2f} nats a token on {n_items} unseen questions, layer {layer}; "
-        f"{len(up.null)} random directions {low:+.2f} … {high:+.2f}: {verdict}"
-    )
+    moved = f"dial +1 {up.mean:+.2f}, dial −1 {down.mean:+.2f} nats a token"
+    _row("tested", f"{len(persona.items)} unseen questions, layer {vector.layer}: {moved}", started)
+    verdict = "both are beyond all of them" if up.beats_null and down.below_null else "not beyond all of them"
+    null = f"{float(up.null.min()):+.2f} … {float(up.null.max()):+.2f}"
+    out().print(f" {'':<9}{len(up.null)} random directions of the same length: {null}; {verdict}")
 
 
 def _band_text(model: Model) -> str:
