@@ -6,6 +6,7 @@ a read-only folder or Ctrl-C leaves what stood there before.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -60,10 +61,12 @@ def _exchange(new: Path, path: Path) -> None:
     """Put a folder where another may be; if that fails, the other one is back where it was."""
     old = new.with_name(f"{new.name}.old")
     if path.exists():
+        if not path.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         path.replace(old)
     try:
         new.replace(path)
-    except OSError:
+    except BaseException:
         if old.exists():
             old.replace(path)
         raise

@@ -225,10 +225,12 @@ class _Chooser:
     def __call__(self, logits: Float[Tensor, "b v"]) -> Int[Tensor, " b"]:
         if self._sampling.temperature <= 0:
             return logits.argmax(-1)
-        chances = torch.softmax(logits.float().cpu() / self._sampling.temperature, dim=-1)
-        ordered, order = chances.sort(descending=True, dim=-1)
-        before = ordered.cumsum(-1) - ordered
-        ordered = ordered.masked_fill(before >= self._sampling.top_p, 0.0)
+        logits = logits.float().cpu()
+        logits = (logits - logits.amax(-1, keepdim=True)) / max(self._sampling.temperature, 1e-6)
+        ordered, order = torch.softmax(logits, dim=-1).sort(descending=True, dim=-1)
+        beyond = ordered.cumsum(-1) - ordered >= self._sampling.top_p
+        beyond[:, 0] = False
+        ordered = ordered.masked_fill(beyond, 0.0)
         places = [torch.multinomial(row, 1, generator=draw) for row, draw in zip(ordered, self._streams, strict=True)]
         return order.gather(-1, torch.stack(places))[:, 0].to(self._device)
 
@@ -316,18 +318,29 @@ def read_chat(model: Model, messages: Sequence[Message], probes: Sequence[Probe]
         PromptError: the chat exceeds the context.
     """
     text = model.render(messages, reply_follows=False)
-    encoded = model.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    plain = model.tokenizer.chat_template is None
+    encoded = model.tokenizer(text, add_special_tokens=plain, return_offsets_mapping=True)
     ids = encoded.input_ids
     if len(ids) > model.context:
         raise PromptError(f"the chat has {len(ids)} tokens and {model.name} holds {model.context}; shorten it")
     readout = read_tokens(model, [], ids, probes)
     turns, cursor = [], 0
-    for message in messages:
+    for i, message in enumerate(messages):
         content = message["content"].strip()
-        start = max(text.find(content, cursor), cursor)
+        start = text.find(content, max(cursor, _reply_start(model, messages[:i], message["role"], text)))
+        if start < 0:
+            raise PromptError(f"{model.name}'s chat template rewrites turn {i + 1}, so its words cannot be found again")
         cursor = start + len(content)
         # A token may begin with the space in front of a word; it belongs to the turn in which it ends.
         inside = [i for i, (_, end) in enumerate(encoded.offset_mapping) if start < end <= cursor]
         pieces = tuple(text[encoded.offset_mapping[i][0] : encoded.offset_mapping[i][1]] for i in inside)
         turns.append(Turn(message["role"], Readout(pieces, readout.probes, readout.scores[inside])))
     return turns
+
+
+def _reply_start(model: Model, before: Sequence[Message], role: str, text: str) -> int:
+    """Where an assistant's reply begins in a rendered chat, so that its words are not sought in a header."""
+    if role != "assistant" or not before:
+        return 0
+    head = model.render(before)
+    return len(head) if text.startswith(head) else 0

@@ -111,6 +111,8 @@ class Model:
             if messages[0]["role"] != "system" or len(messages) < 2:
                 raise PromptError(f"{self.name}'s chat template refuses this chat: {error}") from error
         self._note("this model's chat template takes no system message; it is put in front of the first user message")
+        if len(messages) < 2:
+            raise PromptError(f"{self.name}'s chat template takes no system message alone; add a user message")
         system, first, *rest = messages
         merged = {"role": first["role"], "content": f"{system['content']}\n\n{first['content']}"}
         return self.render([merged, *rest], reply_follows)
@@ -252,8 +254,9 @@ def load_model(
         source, title = str(weights.get_default_model(progress)), weights.DEFAULT_MODEL.name
     else:
         source, title = _locate(name, progress)
+    place = _device(device)
     try:
-        bridge = _boot(source, torch.device(device or _best_device()), DTYPES[dtype])
+        bridge = _boot(source, place, DTYPES[dtype])
     except Exception as error:
         # transformers and its hub client raise dozens of types here; each of them means that there is no model.
         raise ModelError(_explain(name or title, source, error)) from error
@@ -284,6 +287,15 @@ def _boot(source: str, device: torch.device, dtype: torch.dtype) -> Any:
     bridge = TransformerBridge.boot_transformers(source, device=device, dtype=dtype)  # type: ignore[attr-defined]
     bridge.eval()
     return bridge
+
+
+def _device(name: str | None) -> torch.device:
+    try:
+        device = torch.device(name or _best_device())
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"no device {name!r} on this machine; use --device {_best_device()}") from error
+    return device
 
 
 def _best_device() -> str:

@@ -19,6 +19,8 @@ from steerkit.errors import ExpressionError
 from steerkit.operators import OPERATORS, increments, score
 from steerkit.vectors import SteeringVector
 
+LARGEST_DIAL = 1e6
+
 Edit = Callable[[Float[Tensor, "b s d"]], Float[Tensor, "b s d"]]
 
 
@@ -59,7 +61,7 @@ class Term:
 
     def __post_init__(self) -> None:
         """Refuse what no model could do."""
-        if not math.isfinite(self.dial) or (self.when and not math.isfinite(self.when.threshold)):
+        if not abs(self.dial) <= LARGEST_DIAL or (self.when and not math.isfinite(self.when.threshold)):
             raise ExpressionError(f"the dial of {self.vector.name} is not a finite number; try something like 0.8")
         first, last = self.band
         if not 0 <= first <= last < self.vector.model.layers:
@@ -163,18 +165,20 @@ def _edit(
     rows = torch.tensor([row for row, _ in members], device=like.device)
     all_rows = len(members) == n_rows
     apply, telescopes = OPERATORS[operator].apply, OPERATORS[operator].telescopes
-    direction = torch.stack([_displacement(term, l, telescopes) for _, term in members])[:, None].to(like)
-    baseline = torch.stack([term.vector.baseline[l] for _, term in members])[:, None].to(like)
-    dial = torch.tensor([term.dial for _, term in members])[:, None, None].to(like)
+    # Scores square activations, which overflows half precision; vectors are float32, and so is what they do.
+    direction = torch.stack([_displacement(term, l, telescopes) for _, term in members])[:, None].to(like.device)
+    baseline = torch.stack([term.vector.baseline[l] for _, term in members])[:, None].to(like.device)
+    dial = torch.tensor([term.dial for _, term in members])[:, None, None].to(like.device)
     gate = _gate([term.when for _, term in members], l, like)
     where = active if active is None or all_rows else active[rows]
 
     def edit(h: Tensor) -> Tensor:
-        part = h if all_rows else h[rows]
+        part = (h if all_rows else h[rows]).float()
         edited = apply(part, direction, baseline, dial)
         for allowed in (where, gate(part) if gate else None):
             if allowed is not None:
                 edited = torch.where(allowed[..., None], edited, part)
+        edited = edited.to(h.dtype)
         return edited if all_rows else h.index_copy(0, rows, edited)
 
     return edit
@@ -190,10 +194,10 @@ def _gate(gates: Sequence[Gate | None], l: int, like: Tensor) -> Callable[[Tenso
     present = [gate for gate in gates if gate is not None]
     if not present:
         return None
-    direction = torch.stack([gate.vector.directions[l] for gate in present])[:, None].to(like)
-    baseline = torch.stack([gate.vector.baseline[l] for gate in present])[:, None].to(like)
-    sign = torch.tensor([1.0 if gate.above else -1.0 for gate in present])[:, None].to(like)
-    threshold = torch.tensor([gate.threshold for gate in present])[:, None].to(like)
+    direction = torch.stack([gate.vector.directions[l] for gate in present])[:, None].to(like.device)
+    baseline = torch.stack([gate.vector.baseline[l] for gate in present])[:, None].to(like.device)
+    sign = torch.tensor([1.0 if gate.above else -1.0 for gate in present])[:, None].to(like.device)
+    threshold = torch.tensor([gate.threshold for gate in present])[:, None].to(like.device)
     return lambda h: sign * (score(h, direction, baseline)[..., 0] - threshold) > 0
 
 

@@ -5,6 +5,7 @@ Blue and orange stay apart for colour-blind eyes; the nearer to zero, the paler.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from rich.text import Text
@@ -42,6 +43,8 @@ def tinted(pieces: Sequence[str], scores: Sequence[float]) -> Text:
     text = Text()
     for piece, score in zip(pieces, scores, strict=True):
         background, ink = tint(score)
+        # A reply must not drive the terminal: control characters are shown as a mark.
+        piece = re.sub("[\x00-\x08\x0b-\x1f\x7f]", "\ufffd", piece)
         text.append(piece, f"{ink} on {background}" if background else "")
     start = len(text.plain) - len(text.plain.lstrip())
     return text[start : max(len(text.plain.rstrip()), start)]

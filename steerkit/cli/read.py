@@ -47,7 +47,10 @@ def read(
     with progress("chats") as tell, quiet_libraries():
         turns = []
         for i, chat in enumerate(chats):
-            turns.append(read_chat(loaded, chat, probes))
+            try:
+                turns.append(read_chat(loaded, chat, probes))
+            except PromptError as error:
+                raise PromptError(f"chat {i + 1}: {error}" if len(chats) > 1 else str(error)) from error
             if len(chats) > 1:
                 tell("reading", i + 1, len(chats))
     say_notes(loaded)
@@ -66,7 +69,7 @@ def _answer(text: str, prompt: str) -> list[dict[str, str]]:
 def _chats(path: Path) -> list[list[dict[str, str]]]:
     """Read a JSONL file of chats, refusing what is not one."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise PromptError(f"cannot read {path}: {error}") from error
     chats = [_chat(f"{path} line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]

@@ -38,7 +38,8 @@ def demo(
     loaded = open_model(model, device, dtype)
     _row("model", f"{loaded.name} · {loaded.n_layers} layers × {loaded.width} · {loaded.device} {dtype}", started)
     vector = _extract(loaded, persona)
-    _measure(loaded, vector, pair.positive)
+    if pair.positive.items:
+        _measure(loaded, vector, pair.positive)
     say_notes(loaded)
     _ask(loaded, vector, question)
     console = out()
@@ -102,7 +103,8 @@ def default_band(n_layers: int) -> tuple[int, int]:
     >>> default_band(30)
     (8, 23)
     """
-    return round(n_layers * 0.26), max(round(n_layers * 0.76), 0)
+    last = min(round(n_layers * 0.76), n_layers - 1)
+    return min(round(n_layers * 0.26), last), last
 
 
 def _ask(model: Model, vector: SteeringVector, question: str) -> None:
