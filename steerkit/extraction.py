@@ -55,8 +55,8 @@ class Recipe:
     seed: int = 0
     """Of the replies."""
     request: str = ""
-    """Added to every question on both sides, such as `Answer in one sentence.`; it makes replies alike in style, and on
-    small models the persona weaker."""
+    """Added to every question on both sides, such as `Answer in one sentence.`; it makes replies alike in style, and
+    weakened the personas it was tried on."""
 
     def __post_init__(self) -> None:
         """Refuse names that do not exist."""
