@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from steerkit.errors import PromptError, VectorError
@@ -186,13 +186,14 @@ def stream(
         A step for each row that is still speaking. The token that ends a reply is not part of it.
     """
     sampling = sampling or Sampling()
-    tokens, mask = pad_left(prompts, model.device)
     like = torch.empty(0, device=model.device, dtype=model.dtype)
-    choosing = torch.zeros_like(mask, dtype=torch.bool)
-    choosing[:, -1] = True
-    logits, cache = model.forward(tokens, mask, functions=edits(steerings, like, choosing))
+    pushes = edits(steerings, like)
+    cache, mask = _prefill(model, prompts, steerings)
+    mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
+    last = torch.tensor([prompt[-1:] for prompt in prompts], device=model.device)
+    logits, cache = model.forward(last, mask, cache, pushes)
     readings = Readings(probes, model.device)
-    functions = _merge(edits(steerings, like), readings.functions())
+    functions = _merge(pushes, readings.functions())
     choose = _Chooser(sampling, len(prompts), model.device)
     decoders = [Decoder(model.tokenizer) for _ in prompts]
     speaking = [True] * len(prompts)
@@ -212,6 +213,29 @@ def stream(
         if probes:
             scores = readings.scores[:, -1].tolist()
             yield from (Step(step.row, step.token, step.text, tuple(scores[step.row])) for step in steps)
+
+
+def _prefill(
+    model: Model, prompts: Sequence[Sequence[int]], steerings: Sequence[Steering]
+) -> tuple[Any, Int[Tensor, "b t"]]:
+    """Process every prompt but its last token, which is where steering begins; rows that start alike share the work.
+
+    Returns:
+        The cache, and the mask [b t] of what is in it, one row a prompt. Prompts of one token leave nothing to do.
+    """
+    starts = [
+        (tuple(prompt[:-1]), steering if steering.everywhere else Steering())
+        for prompt, steering in zip(prompts, steerings, strict=True)
+    ]
+    if not any(start for start, _ in starts):
+        return None, torch.ones(len(starts), 0, dtype=torch.long, device=model.device)
+    unique = list(dict.fromkeys(starts))
+    tokens, mask = pad_left([start for start, _ in unique], model.device)
+    rows = torch.tensor([unique.index(start) for start in starts], device=model.device)
+    like = torch.empty(0, device=model.device, dtype=model.dtype)
+    _, cache = model.forward(tokens, mask, functions=edits([steering for _, steering in unique], like))
+    cache.batch_select_indices(rows)
+    return cache, mask[rows]
 
 
 class _Chooser:
@@ -262,14 +286,15 @@ def read_tokens(
     model: Model, prompt: Sequence[int], reply: Sequence[int], probes: Sequence[Probe], steering: Steering | None = None
 ) -> Readout:
     """Read a finished reply in one pass, under the steering it was made with."""
-    rows = [[*prompt, *reply]]
-    tokens, mask = pad_left(rows, model.device)
+    steering = steering or Steering()
     readings = Readings(probes, model.device)
     like = torch.empty(0, device=model.device, dtype=model.dtype)
-    functions = edits([steering or Steering()], like, _choosing(tokens, [len(reply)]))
-    model.forward(tokens, mask, functions=_merge(functions, readings.functions()))
+    cache, mask = _prefill(model, [prompt], [steering])
+    spoken = torch.tensor([[*prompt[-1:], *reply]], device=model.device)
+    mask = torch.cat([mask, mask.new_ones(1, spoken.shape[1])], dim=1)
+    model.forward(spoken, mask, cache, _merge(edits([steering], like), readings.functions()))
     decoder = Decoder(model.tokenizer)
-    scores = readings.scores[0, len(prompt) :].cpu() if probes else torch.zeros(len(reply), 0)
+    scores = readings.scores[0, len(prompt[-1:]) :].cpu() if probes else torch.zeros(len(reply), 0)
     return Readout(tuple(decoder.push(token) for token in reply), tuple(probe.name for probe in probes), scores)
 
 
@@ -286,19 +311,15 @@ def reply_logits(
     Returns:
         For each row the logits [s v] of its s reply tokens, in float32.
     """
-    tokens, mask = pad_left([[*prompt, *reply] for prompt, reply in pairs], model.device)
-    lengths = [len(reply) for _, reply in pairs]
+    cache, mask = _prefill(model, [prompt for prompt, _ in pairs], steerings)
+    # The last reply token predicts nothing that is asked for. Padding stands behind, where no token looks.
+    rows = [[*prompt[-1:], *reply[:-1]] for prompt, reply in pairs]
+    width = max(map(len, rows))
+    tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=model.device)
+    mask = torch.cat([mask, mask.new_ones(len(rows), width)], dim=1)
     like = torch.empty(0, device=model.device, dtype=model.dtype)
-    functions = edits(steerings, like, _choosing(tokens, lengths))
-    logits, _ = model.forward(tokens, mask, functions=functions, keep=max(lengths) + 1)
-    return [logits[row, -length - 1 : -1].float() for row, length in enumerate(lengths)]
-
-
-def _choosing(tokens: Int[Tensor, "b s"], reply_lengths: Sequence[int]) -> Bool[Tensor, "b s"]:
-    """Where the next token is the assistant's: from the last prompt token to the end of the reply."""
-    places = torch.arange(tokens.shape[1], device=tokens.device)
-    first = tokens.shape[1] - torch.tensor(reply_lengths, device=tokens.device) - 1
-    return places[None, :] >= first[:, None]
+    logits, _ = model.forward(tokens, mask, cache, edits(steerings, like), keep=width)
+    return [logits[row, : len(reply)].float() for row, (_, reply) in enumerate(pairs)]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from steerkit.errors import ExpressionError
@@ -122,17 +122,12 @@ class Steering:
         return bool(self.terms)
 
 
-def edits(
-    steerings: Sequence[Steering],
-    like: Tensor,
-    choosing: Bool[Tensor, "b s"] | None = None,
-) -> dict[int, list[Edit]]:
-    """Compile one steering per row into functions on layers.
+def edits(steerings: Sequence[Steering], like: Tensor) -> dict[int, list[Edit]]:
+    """Compile one steering per row into functions on layers, which steer every position they are given.
 
     Args:
         steerings: one per row of the batch
         like: a tensor on the model's device and in its precision
-        choosing: where the next token is the assistant's to choose; None where that is every position
 
     Returns:
         By layer, edits in the order of the terms. Terms of different rows that share an operator become one edit.
@@ -143,24 +138,13 @@ def edits(
             first, last = term.band
             for l in range(first, last + 1):
                 slots.setdefault((l, order, term.operator, term.when is not None), []).append((row, term))
-    active = _active(steerings, choosing)
     functions: dict[int, list[Edit]] = {}
     for (l, _, operator, _), members in sorted(slots.items(), key=lambda slot: slot[0]):
-        functions.setdefault(l, []).append(_edit(l, operator, members, len(steerings), like, active))
+        functions.setdefault(l, []).append(_edit(l, operator, members, len(steerings), like))
     return functions
 
 
-def _active(steerings: Sequence[Steering], choosing: Tensor | None) -> Tensor | None:
-    """Where each row is steered, [b s]; None for everywhere."""
-    if choosing is None or all(steering.everywhere for steering in steerings):
-        return None
-    everywhere = torch.tensor([steering.everywhere for steering in steerings], device=choosing.device)
-    return choosing | everywhere[:, None]
-
-
-def _edit(
-    l: int, operator: str, members: list[tuple[int, Term]], n_rows: int, like: Tensor, active: Tensor | None
-) -> Edit:
+def _edit(l: int, operator: str, members: list[tuple[int, Term]], n_rows: int, like: Tensor) -> Edit:
     """One operator on some rows of one layer."""
     rows = torch.tensor([row for row, _ in members], device=like.device)
     all_rows = len(members) == n_rows
@@ -170,14 +154,12 @@ def _edit(
     baseline = torch.stack([term.vector.baseline[l] for _, term in members])[:, None].to(like.device)
     dial = torch.tensor([term.dial for _, term in members])[:, None, None].to(like.device)
     gate = _gate([term.when for _, term in members], l, like)
-    where = active if active is None or all_rows else active[rows]
 
     def edit(h: Tensor) -> Tensor:
         part = (h if all_rows else h[rows]).float()
         edited = apply(part, direction, baseline, dial)
-        for allowed in (where, gate(part) if gate else None):
-            if allowed is not None:
-                edited = torch.where(allowed[..., None], edited, part)
+        if gate is not None:
+            edited = torch.where(gate(part)[..., None], edited, part)
         edited = edited.to(h.dtype)
         return edited if all_rows else h.index_copy(0, rows, edited)
 

@@ -7,7 +7,7 @@ import torch
 
 from steerkit.generation import Decoder, Probe, Sampling, complete, read_chat, read_tokens, reply_logits, stream
 from steerkit.models import Model, pad_left
-from steerkit.steering import Steering, edits
+from steerkit.steering import Steering
 from steerkit.vectors import SteeringVector
 
 Vectors = dict[str, SteeringVector]
@@ -86,25 +86,29 @@ def test_the_live_readout_equals_an_offline_pass_to_the_last_token(
     assert torch.allclose(live.readout.scores, offline.scores, atol=1e-4)
 
 
+@pytest.mark.parametrize("everywhere", [False, True])
 def test_the_first_steered_token_is_the_last_one_of_the_prompt(
-    tiny: Model, prompts: list[list[int]], vectors: Vectors
+    everywhere: bool, tiny: Model, prompts: list[list[int]], vectors: Vectors
 ) -> None:
     prompt, reply = prompts[0], prompts[1][:4]
-    seen: list[torch.Tensor] = []
+    first = 0 if everywhere else len(prompt) - 1
 
-    def spy(h: torch.Tensor) -> torch.Tensor:
-        seen.append(h.clone())
-        return h
+    def push(h: torch.Tensor) -> torch.Tensor:
+        moved = h.clone()
+        moved[:, first:] += 2 * vectors["hal"].directions[2]
+        return moved
 
     tokens, mask = pad_left([[*prompt, *reply]], tiny.device)
-    choosing = torch.zeros_like(mask, dtype=torch.bool)
-    choosing[:, len(prompt) - 1 :] = True
-    for steering in (Steering(), parse("2 hal @2", vectors), parse("2 hal @2", vectors, everywhere=True)):
-        steered = edits([steering], torch.empty(0), choosing)
-        tiny.forward(tokens, mask, functions={2: [*steered.get(2, []), spy]})
-    moved = (seen[1] - seen[0]).norm(dim=-1)[0] > 1e-3
-    assert moved.tolist() == [False] * (len(prompt) - 1) + [True] * (len(reply) + 1)
-    assert ((seen[2] - seen[0]).norm(dim=-1)[0] > 1e-3).all()
+    whole, _ = tiny.forward(tokens, mask, functions={2: [push]}, keep=len(reply) + 1)
+    steered = reply_logits(tiny, [(prompt, reply)], [parse("2 hal @2", vectors, everywhere=everywhere)])[0]
+    assert torch.allclose(steered, whole[0, :-1], atol=1e-4)
+
+
+def test_rows_that_share_a_prompt_are_the_rows_alone(tiny: Model, prompts: list[list[int]], vectors: Vectors) -> None:
+    steerings = [Steering(), parse("2 hal", vectors), parse("2 hal", vectors, everywhere=True)] * 2
+    pairs = [(prompts[0], prompts[1][:4]), (prompts[0], prompts[1][:7]), (prompts[1], prompts[0][:3])] * 2
+    for pair, steering, row in zip(pairs, steerings, reply_logits(tiny, pairs, steerings), strict=True):
+        assert torch.allclose(row, reply_logits(tiny, [pair], [steering])[0], atol=1e-4)
 
 
 def test_the_first_reply_token_is_already_chosen_under_the_steering(

@@ -10,10 +10,10 @@ import torch
 from steerkit.errors import VectorError
 from steerkit.evaluation import measure_shifts, repetition, token_divergence
 from steerkit.generation import Probe, Sampling, complete, read_tokens, reply_logits
-from steerkit.models import Model, pad_left
+from steerkit.models import Model
 from steerkit.operators import OPERATORS
 from steerkit.personas import find_persona, load_personas
-from steerkit.steering import Steering, Term, edits
+from steerkit.steering import Steering, Term
 from steerkit.vectors import VectorSet, load_vector
 
 pytestmark = pytest.mark.real
@@ -91,15 +91,17 @@ def test_cache_and_batch_change_nothing(real: Model, shipped: VectorSet, held_ou
 def test_the_first_steered_token_is_the_last_of_the_prompt(
     real: Model, shipped: VectorSet, held_out: list[list[int]]
 ) -> None:
-    tokens, mask = pad_left(held_out[:1], real.device)
-    choosing = torch.zeros_like(mask, dtype=torch.bool)
-    choosing[:, -1] = True
-    seen: list[torch.Tensor] = []
-    for steering in (Steering(), Steering((Term(shipped["hal"]),))):
-        functions = edits([steering], torch.empty(0), choosing)
-        real.forward(tokens, mask, functions={15: [*functions.get(15, []), lambda h: seen.append(h.clone()) or h]})
-    moved = (seen[1] - seen[0]).norm(dim=-1)[0] > 1e-3
-    assert moved.tolist() == [False] * (tokens.shape[1] - 1) + [True]
+    reply = real.reply_tokens("I am afraid that I cannot agree.")
+    rows = torch.tensor([[*held_out[0], *reply]])
+
+    def push(h: torch.Tensor) -> torch.Tensor:
+        moved = h.clone()
+        moved[:, len(held_out[0]) - 1 :] += shipped["hal"].directions[15]
+        return moved
+
+    whole, _ = real.forward(rows, torch.ones_like(rows), functions={15: [push]}, keep=len(reply) + 1)
+    steered = reply_logits(real, [(held_out[0], reply)], [Steering((Term(shipped["hal"], layers=(15, 15)),))])[0]
+    assert torch.allclose(steered, whole[0, :-1], atol=1e-3)
 
 
 def test_a_vector_made_on_another_model_is_refused(shipped: VectorSet, tiny: Model) -> None:
