@@ -9,12 +9,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from steerkit.calibration import calibrate
     from steerkit.errors import SteerkitError
     from steerkit.estimators import logistic, mean_diff, pca, whitened
-    from steerkit.evaluation import measure_shifts, propensities, random_like
+    from steerkit.evaluation import Evaluation, evaluate, measure_shifts
     from steerkit.extraction import Recipe, extract
     from steerkit.generation import Probe, Readout, Reply, Sampling, complete, read_chat, read_tokens, stream
+    from steerkit.items import ItemSet, load_items
+    from steerkit.measures import capability, propensities, repetition, score_replies, write_texts
     from steerkit.models import Model, load_model
+    from steerkit.nulls import bootstrap, random_like, shuffled_like
     from steerkit.personas import Item, Pair, Persona, find_pair, find_persona, load_personas
     from steerkit.steering import Gate, Steering, Term
     from steerkit.vectors import SteeringVector, VectorSet, find_vector, load_vector
@@ -22,10 +26,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "errors": ("SteerkitError",),
     "estimators": ("logistic", "mean_diff", "pca", "whitened"),
-    "evaluation": ("measure_shifts", "propensities", "random_like"),
+    "calibration": ("calibrate",),
+    "evaluation": ("Evaluation", "evaluate", "measure_shifts"),
     "extraction": ("Recipe", "extract"),
     "generation": ("Probe", "Readout", "Reply", "Sampling", "complete", "read_chat", "read_tokens", "stream"),
+    "items": ("ItemSet", "load_items"),
+    "measures": ("capability", "propensities", "repetition", "score_replies", "write_texts"),
     "models": ("Model", "load_model"),
+    "nulls": ("bootstrap", "random_like", "shuffled_like"),
     "personas": ("Item", "Pair", "Persona", "find_pair", "find_persona", "load_personas"),
     "steering": ("Gate", "Steering", "Term"),
     "vectors": ("SteeringVector", "VectorSet", "find_vector", "load_vector"),
@@ -38,7 +46,9 @@ __all__ = [  # noqa: RUF022 - grouped as a reader meets them
     "mean_diff", "pca", "logistic", "whitened",
     "Steering", "Term", "Gate", "stream", "complete", "Sampling", "Reply", "Probe", "Readout",
     "read_chat", "read_tokens",
-    "propensities", "measure_shifts", "random_like", "SteerkitError",
+    "calibrate", "evaluate", "Evaluation", "ItemSet", "load_items",
+    "propensities", "score_replies", "write_texts", "repetition", "capability",
+    "measure_shifts", "random_like", "shuffled_like", "bootstrap", "SteerkitError",
 ]  # fmt: skip
 
 

@@ -6,6 +6,8 @@
     │   └── PromptError    a prompt that this model cannot take
     ├── VectorError        a vector that is unknown, damaged or made on another model
     ├── ExpressionError    a steering expression that does not parse
+    ├── ItemError          a file of items that cannot be read
+    ├── TrialError         a sweep whose file is of another sweep, or whose grid is empty
     └── OutputError        a result that cannot be written
 
 The command line prints a `SteerkitError` as one line and exits with 1. Anything else that escapes is a bug of ours,
@@ -40,6 +42,14 @@ class VectorError(SteerkitError):
 
 class ExpressionError(SteerkitError):
     """A steering expression does not parse, or asks for something that does not exist."""
+
+
+class ItemError(SteerkitError):
+    """Items are unknown, or their file is badly written."""
+
+
+class TrialError(SteerkitError):
+    """A sweep's grid is empty, or its file belongs to another sweep."""
 
 
 class OutputError(SteerkitError):

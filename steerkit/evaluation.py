@@ -1,59 +1,335 @@
-"""Measuring what a steering does: propensity, KL, repetition, and the random directions they stand beside."""
+"""One steering on one set of items: what moved, what it cost, and the three things it must be compared with."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerkit.generation import Sampling, complete, reply_logits
-from steerkit.models import Model
-from steerkit.personas import Item
+from steerkit.errors import SteerkitError
+from steerkit.extraction import Recipe, contrasts
+from steerkit.items import ItemSet, choice_rows
+from steerkit.measures import (
+    Row,
+    capability,
+    contrast,
+    item_rows,
+    match_divergence,
+    percentiles,
+    propensities,
+    score_replies,
+    write_texts,
+)
+from steerkit.models import Message, Model
+from steerkit.nulls import bootstrap, random_like, shuffled_like
+from steerkit.personas import Item, Pair, find_pair
 from steerkit.steering import Steering, Term
 from steerkit.vectors import SteeringVector
 from steerkit.weights import Progress, ignore_progress
 
 
-def propensities(
-    model: Model,
-    items: Sequence[Item],
-    steerings: Sequence[Steering],
-    batch_size: int = 24,
-    progress: Progress = ignore_progress,
-) -> Float[Tensor, "k n"]:
-    """Mean token log p(persona's reply) − mean token log p(assistant's reply), in nats.
+@dataclass(frozen=True)
+class Settings:
+    """How thoroughly a steering is evaluated."""
 
-    No text is generated, so the cost is bounded and tiny models can be measured.
+    n_random: int = 20
+    """Random directions, scaled to the steering's KL."""
+    n_shuffled: int = 10
+    """Shuffled-label directions, scaled likewise; every second one is the opposite of the last. 0 leaves them out."""
+    n_tokens: int = 40
+    """Greedy tokens of each reply on which text is judged."""
+    n_texts: int = 20
+    """At most so many questions are answered in text."""
+    seed: int = 0
+    """Of replies, nulls and resampling."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What something else than this steering does to the same items."""
+
+    n: int
+    """Directions or prompts it is the mean of."""
+    shift: float
+    """Mean shift of propensity, in nats a token."""
+    low: float
+    """Lower end of its 95 % interval."""
+    high: float
+    """Upper end."""
+    least: float
+    """The smallest of the n."""
+    most: float
+    """The largest."""
+    kl_p95: float
+    """95th percentile of per-token KL on the items' replies, in nats."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a steering does to a set of items, and what that is to be compared with."""
+
+    model: str
+    """Whose propensities."""
+    steer: str
+    """The steering, as an expression."""
+    items: int
+    """How many."""
+    source: str
+    """Persona or file that they are from."""
+    unsteered: float
+    """Mean propensity without steering, in nats a token (of two options: nats an answer)."""
+    steered: float
+    """Mean propensity with it."""
+    per_item: tuple[float, ...]
+    """Shift of each item."""
+    low: float
+    """Lower end of the 95 % interval of the mean shift."""
+    high: float
+    """Upper end."""
+    items_kl_p95: float
+    """95th percentile of per-token KL on the items' replies; what the baselines are matched to."""
+    kl_p95: float
+    """The same over the first 20 greedy tokens of its own replies."""
+    coherence: float
+    """NLL of its text under the unsteered model minus the same of unsteered text, in nats a token."""
+    repetition: float
+    """1 − distinct 3-grams of its text."""
+    unsteered_repetition: float
+    """The same of unsteered text."""
+    capability: float
+    """How much worse it predicts ordinary prose, in nats a token."""
+    option_mass: tuple[float, float] | None
+    """Of items with two options: the probability of both together, unsteered and steered."""
+    prompt: Baseline | None
+    """Asking for the persona instead; None where its prompts are not known."""
+    random: Baseline | None
+    """Random directions at equal KL."""
+    shuffled: Baseline | None
+    """Directions from pairs with shuffled labels at equal KL; None where the pair is not known."""
+
+    @property
+    def shift(self) -> float:
+        """Mean shift of propensity."""
+        return self.steered - self.unsteered
+
+    @property
+    def anti_steerable(self) -> float:
+        """The share of items that move against the mean."""
+        way = 1 if self.shift >= 0 else -1
+        return sum(way * moved < 0 for moved in self.per_item) / len(self.per_item)
+
+    @property
+    def beyond_nulls(self) -> bool:
+        """Whether the shift is outside of every null and its interval excludes zero."""
+        nulls = [null for null in (self.random, self.shuffled) if null is not None]
+        if self.shift >= 0:
+            return self.low > 0 and all(self.shift > null.most for null in nulls)
+        return self.high < 0 and all(self.shift < null.least for null in nulls)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data with the keys that scripts rely on."""
+
+        def baseline(found: Baseline | None) -> dict[str, Any] | None:
+            return None if found is None else rounded(asdict(found))
+
+        return {
+            "model": self.model,
+            "steer": self.steer,
+            "items": self.items,
+            "source": self.source,
+            "propensity": rounded(
+                {
+                    "unsteered": self.unsteered,
+                    "steered": self.steered,
+                    "shift": self.shift,
+                    "low": self.low,
+                    "high": self.high,
+                }
+            ),
+            **rounded(
+                {
+                    key: getattr(self, key)
+                    for key in (
+                        "anti_steerable",
+                        "kl_p95",
+                        "items_kl_p95",
+                        "coherence",
+                        "repetition",
+                        "unsteered_repetition",
+                        "capability",
+                    )
+                }
+            ),
+            "option_mass": None if self.option_mass is None else [round(x, 4) for x in self.option_mass],
+            "per_item": [round(x, 4) for x in self.per_item],
+            "beyond_nulls": self.beyond_nulls,
+            "prompt_only": baseline(self.prompt),
+            "null": {"random": baseline(self.random), "shuffled": baseline(self.shuffled)},
+        }
+
+
+def rounded(numbers: dict[str, Any]) -> dict[str, Any]:
+    """Floats to four places, which is more than any of them is worth."""
+    return {key: round(x, 4) if isinstance(x, float) else x for key, x in numbers.items()}
+
+
+def evaluate(
+    model: Model,
+    steering: Steering,
+    items: ItemSet,
+    settings: Settings | None = None,
+    progress: Progress = ignore_progress,
+) -> Evaluation:
+    """Measure a steering on items, beside prompting, random directions and shuffled labels.
 
     Args:
         model: who is measured
-        items: n held-out questions with both replies
-        steerings: k steerings; every item is measured under each
-        batch_size: rows of one forward pass
-        progress: told how many rows of how many have been measured
+        steering: under what
+        items: questions with two answers, unseen by the vectors
+        settings: how thoroughly
+        progress: told what is being done
 
-    Returns:
-        Propensities [k n].
+    Raises:
+        SteerkitError: the steering has no terms.
     """
-    replies = []
-    for item in items:
-        prompt = model.chat_tokens([{"role": "user", "content": item.question}])
-        replies += [(prompt, model.reply_tokens(item.reply)), (prompt, model.reply_tokens(item.assistant_reply))]
-    # Rows of about equal length share a batch; the order of the results does not depend on it.
-    order = sorted(range(len(replies)), key=lambda i: len(replies[i][0]) + len(replies[i][1]))
-    jobs = [(k, i) for i in order for k in range(len(steerings))]
-    means = torch.zeros(len(steerings), len(replies))
-    for start in range(0, len(jobs), batch_size):
-        part = jobs[start : start + batch_size]
-        logits = reply_logits(model, [replies[i] for _, i in part], [steerings[k] for k, _ in part])
-        for (k, i), row in zip(part, logits, strict=True):
-            target = torch.tensor(replies[i][1], device=row.device)
-            means[k, i] = -torch.nn.functional.cross_entropy(row, target)
-        progress("measure", start + len(part), len(jobs))
-    return means[:, 0::2] - means[:, 1::2]
+    if not steering:
+        raise SteerkitError("there is nothing to evaluate; add a steering, as -s '1 hal'")
+    settings = settings or Settings()
+    rows = rows_of(model, items)
+    pairs = _pairs(steering)
+    randoms = [_swap(steering, partial(_random, settings.seed + i)) for i in range(settings.n_random)]
+    shuffles = _shuffles(model, steering, pairs, settings, progress)
+    nulls = match_divergence(model, steering, [*randoms, *shuffles], rows)
+    tell = partial(_stage, progress)
+    scores = score_replies(model, rows, [Steering(), steering, *nulls], divergence=True, progress=tell)
+    measured = propensity_of(items, scores.totals, scores.lengths)
+    shifts, costs = measured[1:] - measured[0], percentiles(scores.divergences)[1:]
+    low, high = bootstrap(shifts[0], settings.seed)
+    asked = [model.chat_tokens([{"role": "user", "content": text}]) for text in items.questions()[: settings.n_texts]]
+    plain, text = write_texts(model, asked, [Steering(), steering], settings.n_tokens, progress=progress)
+    losses = capability(model, [Steering(), steering])
+    chance, split = shifts[1:].mean(-1), 1 + len(randoms)
+    return Evaluation(
+        model=model.name,
+        steer=str(steering),
+        items=len(items),
+        source=items.name,
+        unsteered=float(measured[0].mean()),
+        steered=float(measured[1].mean()),
+        per_item=tuple(shifts[0].tolist()),
+        low=low,
+        high=high,
+        items_kl_p95=float(costs[0]),
+        kl_p95=text.divergence(),
+        coherence=text.loss - plain.loss,
+        repetition=text.repetition,
+        unsteered_repetition=plain.repetition,
+        capability=float(losses[1] - losses[0]),
+        option_mass=_option_mass(items, scores.totals),
+        prompt=_prompt_only(model, items, pairs, measured[0], settings.seed),
+        random=_baseline(chance[: len(randoms)], costs[1:split], settings.seed),
+        shuffled=_baseline(chance[len(randoms) :], costs[split:], settings.seed),
+    )
+
+
+def _stage(progress: Progress, _stage: str, done: int, total: int) -> None:
+    progress("prove", done, total)
+
+
+def rows_of(model: Model, items: ItemSet, system: str = "") -> list[Row]:
+    """Both answers of every item as tokens, the persona's first; under a system prompt if there is one."""
+    before: list[Message] = [{"role": "system", "content": system}] if system else []
+    return item_rows(model, items.items, before) if items.items else choice_rows(model, items.choices, before)
+
+
+def propensity_of(items: ItemSet, totals: Float[Tensor, "k m"], lengths: Float[Tensor, " m"]) -> Float[Tensor, "k n"]:
+    """Propensity of each item: a mean token's for whole replies, and for options the answer's, over both orders."""
+    if items.items:
+        return contrast(totals / lengths)
+    return contrast(totals).reshape(len(totals), -1, 2).mean(-1)
+
+
+def _option_mass(items: ItemSet, totals: Float[Tensor, "k m"]) -> tuple[float, float] | None:
+    if not items.choices:
+        return None
+    mass = (totals[:2, 0::2].exp() + totals[:2, 1::2].exp()).mean(-1)
+    return float(mass[0]), float(mass[1])
+
+
+def _pairs(steering: Steering) -> list[Pair] | None:
+    """The personas behind the terms; None where one of them is not known any more."""
+    made = [term.vector.provenance for term in steering.terms]
+    try:
+        return [find_pair(str(entry["persona"]), str(entry["against"])) for entry in made]
+    except (KeyError, SteerkitError):
+        return None
+
+
+def _swap(steering: Steering, other: Callable[[SteeringVector], SteeringVector]) -> Steering:
+    """The same steering with other vectors, each in the place of the one it stands for."""
+
+    def swapped(vector: SteeringVector, place: tuple[int, int]) -> SteeringVector:
+        return replace(other(vector), evidence={"place": list(place), "best_layer": place[0]})
+
+    terms = (replace(term, vector=swapped(term.vector, term.band), layers=term.band) for term in steering.terms)
+    return replace(steering, terms=tuple(terms))
+
+
+def _random(seed: int, vector: SteeringVector) -> SteeringVector:
+    return random_like(vector, seed)
+
+
+def _shuffles(
+    model: Model, steering: Steering, pairs: list[Pair] | None, settings: Settings, progress: Progress
+) -> list[Steering]:
+    """Steerings by shuffled-label vectors; the pairs answer their held-out questions for them."""
+    if pairs is None or settings.n_shuffled == 0 or not all(pair.positive.held_out for pair in pairs):
+        return []
+    sides: dict[str, tuple[Tensor, Tensor]] = {}
+    for pair in pairs:
+        recipe, asked = Recipe(seed=settings.seed), pair.positive.held_out
+        parts = [(part.positive, part.negative) for part in contrasts(model, pair, recipe, asked, progress)]
+        positive, negative = (torch.cat(side) for side in zip(*parts, strict=True))
+        if len(positive) < 2:
+            return []
+        sides[pair.name] = positive, negative
+    by_vector = {id(term.vector): pair.name for term, pair in zip(steering.terms, pairs, strict=True)}
+
+    def shuffled(i: int, vector: SteeringVector) -> SteeringVector:
+        return shuffled_like(vector, *sides[by_vector[id(vector)]], settings.seed + i // 2, (-1) ** i)
+
+    return [_swap(steering, partial(shuffled, i)) for i in range(settings.n_shuffled)]
+
+
+def _prompt_only(
+    model: Model, items: ItemSet, pairs: list[Pair] | None, unsteered: Float[Tensor, " n"], seed: int
+) -> Baseline | None:
+    """What asking for the first term's persona outright does, by each of its prompts."""
+    if not pairs:
+        return None
+    rows = rows_of(model, items)
+    asked = [rows_of(model, items, prompt) for prompt in pairs[0].positive.requested]
+    plain = score_replies(model, rows, [Steering()])
+    found = [score_replies(model, under, [Steering()], against=rows) for under in asked]
+    shifts = torch.cat([propensity_of(items, scores.totals, plain.lengths) for scores in found]) - unsteered
+    costs = torch.cat([percentiles(scores.divergences) for scores in found])
+    low, high = bootstrap(shifts.mean(0), seed)
+    return replace(_summary(shifts.mean(-1), costs, seed), low=low, high=high)
+
+
+def _baseline(means: Float[Tensor, " r"], costs: Float[Tensor, " r"], seed: int) -> Baseline | None:
+    return _summary(means, costs, seed) if len(means) else None
+
+
+def _summary(means: Float[Tensor, " r"], costs: Float[Tensor, " r"], seed: int) -> Baseline:
+    low, high = bootstrap(means, seed)
+    ends = float(means.min()), float(means.max())
+    return Baseline(len(means), float(means.mean()), low, high, *ends, float(costs.mean()))
 
 
 @dataclass(frozen=True)
@@ -102,42 +378,8 @@ def measure_shifts(
     randoms = [random_like(vector, seed + i) for i in range(n_random)]
     sizes = sorted({abs(dial) for dial in dials})
     terms = [Term(vector, dial=dial) for dial in dials] + [Term(r, dial=size) for size in sizes for r in randoms]
-    measured = propensities(model, items, [Steering(), *(Steering((term,)) for term in terms)], progress=progress)
+    steerings = [Steering(), *(Steering((term,)) for term in terms)]
+    measured = propensities(model, items, steerings, progress=progress)
     shifts = measured[1:] - measured[0]
     nulls = shifts[len(dials) :].mean(-1).reshape(len(sizes), n_random)
     return {dial: Shift(shifts[i], nulls[sizes.index(abs(dial))]) for i, dial in enumerate(dials)}
-
-
-def random_like(vector: SteeringVector, seed: int) -> SteeringVector:
-    """A random direction, at every layer as long as the vector's own."""
-    draw = torch.Generator().manual_seed(seed)
-    noise = torch.randn(vector.directions.shape, generator=draw)
-    lengths = vector.directions.norm(dim=-1, keepdim=True)
-    return replace(vector, name=f"random_{seed}", directions=torch.nn.functional.normalize(noise, dim=-1) * lengths)
-
-
-def token_divergence(
-    model: Model, prompts: Sequence[Sequence[int]], steering: Steering, n_tokens: int = 20
-) -> Float[Tensor, " t"]:
-    """KL(steered ‖ unsteered) in nats at each of the first greedy tokens of the steered replies, in one row."""
-    replies = complete(model, prompts, [steering] * len(prompts), sampling=Sampling(n_tokens))
-    pairs = [(reply.prompt, reply.tokens) for reply in replies if reply.tokens]
-    if not pairs:
-        return torch.zeros(0)
-    steered = reply_logits(model, pairs, [steering] * len(pairs))
-    plain = reply_logits(model, pairs, [Steering()] * len(pairs))
-    divergences = [
-        torch.nn.functional.kl_div(q.log_softmax(-1), p.log_softmax(-1), log_target=True, reduction="none").sum(-1)
-        for p, q in zip(steered, plain, strict=True)
-    ]
-    return torch.cat(divergences).cpu()
-
-
-def repetition(tokens: Sequence[int]) -> float:
-    """1 − the share of distinct 3-grams; 0 says nothing twice.
-
-    >>> repetition([1, 2, 3, 4]), repetition([1, 1, 1, 1, 1])
-    (0.0, 0.6666666666666667)
-    """
-    grams = [tuple(tokens[i : i + 3]) for i in range(len(tokens) - 2)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0

@@ -2,7 +2,7 @@
 
     expression := ["-"] term (("+" | "-") term)*
     term       := [number] name [place]          adds the vector, once unless a number says otherwise
-                | operator "(" name ["," number] ")" [place]
+                | operator "(" name ["," number] ")" [place]   a calibrated vector knows where cap and floor lie
     place      := ["@" layer ["-" layer]] ["when" name (">" | "<") number]
 
 A name is a persona with a vector for this model, or the path of a `.safetensors` file.
@@ -122,12 +122,16 @@ class Reader:
             raise _error(self.text, word.column, f"{word.text}(…) takes its sign inside: {word.text}(name, -0.5)")
         self._take()
         name, vector = self._vector()
-        dial = OPERATORS[word.text].default
+        operator = OPERATORS[word.text]
+        dial = operator.default
+        if operator.percentile is not None:
+            dial = vector.evidence.get("thresholds", {}).get(operator.percentile)
         if self._word.text == ",":
             self._take()
             dial = self._leading_sign() * self._number()
         if dial is None:
-            raise self._expected(f", and a number, as in {word.text}({name}, 0.5)")
+            calibrate = f", or calibrate {name} for a default" if operator.percentile else ""
+            raise self._expected(f", and a number, as in {word.text}({name}, 0.5){calibrate}")
         if self._word.text != ")":
             raise self._expected(")")
         self._take()

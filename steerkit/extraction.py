@@ -27,10 +27,13 @@ from steerkit.generation import Reply, Sampling, Step, gather, stream
 from steerkit.models import Message, Model, pad_left
 from steerkit.personas import Pair, names
 from steerkit.steering import Steering
+from steerkit.training import Lesson, train
 from steerkit.vectors import SteeringVector
 from steerkit.weights import Progress, ignore_progress
 
 READINGS = ("response", "prompt")
+TRAINED = "trained"
+ESTIMATOR_NAMES = (*ESTIMATORS, TRAINED)
 REFUSAL = re.compile(
     r"\b(i can(?:no|')t|i am unable|i'm unable|i am not able|i'm not able|as an ai\b|i'm sorry, but)", re.IGNORECASE
 )
@@ -41,7 +44,7 @@ class Recipe:
     """How a vector is extracted."""
 
     estimator: str = "mean_diff"
-    """A key of `estimators.ESTIMATORS`."""
+    """One of `ESTIMATOR_NAMES`: pure functions of activations, and `trained`, which needs the model."""
     reading: str = "response"
     """`response` or `prompt`."""
     max_tokens: int = 40
@@ -60,20 +63,43 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse names that do not exist."""
-        for kind, name, known in (("estimator", self.estimator, ESTIMATORS), ("reading", self.reading, READINGS)):
+        for kind, name, known in (
+            ("estimator", self.estimator, ESTIMATOR_NAMES),
+            ("reading", self.reading, READINGS),
+        ):
             if name not in known:
                 hint = nearest(name, known, "choose from: " + ", ".join(known))
                 raise SteerkitError(f"no {kind} is called {name!r}; {hint}")
+        if self.estimator == TRAINED and self.reading != "response":
+            raise SteerkitError("a trained direction learns from replies; leave out --reading prompt")
         if self.max_tokens < 1 or self.batch_size < 2:
             raise SteerkitError("an extraction needs at least 1 reply token and a batch of 2 rows")
 
 
 @dataclass(frozen=True)
-class _Case:
-    """One question under both prompts."""
+class Case:
+    """One question under both prompts, as tokens."""
 
+    bare: tuple[int, ...]
+    """The question alone, as a user would put it."""
     positive: tuple[int, ...]
+    """After a prompt that asks for the positive persona."""
     negative: tuple[int, ...]
+    """After the mirrored prompt of the negative one."""
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Some cases, what both sides said to them, and what went on inside."""
+
+    cases: Sequence[Case]
+    """Questions where both sides said something."""
+    replies: Sequence[tuple[Reply, Reply]]
+    """Positive and negative reply to each; nothing where the reading is `prompt`."""
+    positive: Float[Tensor, "b l d"]
+    """Activations of the positive side, pooled as the reading says."""
+    negative: Float[Tensor, "b l d"]
+    """Activations of the negative side."""
 
 
 @dataclass
@@ -187,9 +213,39 @@ def extract(
         SteerkitError: every reply was empty.
     """
     recipe = recipe or Recipe()
-    cases = _cases(model, pair, recipe)
-    sums = Sums(model.n_layers, model.width, keep_rows=recipe.estimator != "mean_diff")
-    audit = Audit()
+    trained = recipe.estimator == TRAINED
+    sums = Sums(model.n_layers, model.width, keep_rows=recipe.estimator not in ("mean_diff", TRAINED))
+    audit, lessons = Audit(), []
+    for part in contrasts(model, pair, recipe, progress=progress, audit=audit):
+        sums.add(part.positive, part.negative)
+        for case, (positive, negative) in zip(part.cases if part.replies else (), part.replies, strict=True):
+            audit.take(positive, negative, pair.positive.labels)
+            if trained:
+                lessons.append(Lesson(case.bare, positive.tokens, negative.tokens))
+    if sums.n == 0:
+        raise SteerkitError(f"{model.name} said nothing to any question; try --reading prompt")
+    positive, negative = sums.sides()
+    mean = SteeringVector(
+        name=pair.name,
+        model=model.fingerprint,
+        directions=ESTIMATORS["mean_diff" if trained else recipe.estimator](positive, negative),
+        baseline=negative.mean(0),
+        provenance=_provenance(model, pair, recipe, sums.n, audit),
+        evidence=sums.evidence(),
+    )
+    return train(model, mean, lessons, seed=recipe.seed, progress=progress) if trained else mean
+
+
+def contrasts(
+    model: Model,
+    pair: Pair,
+    recipe: Recipe,
+    questions: Sequence[str] | None = None,
+    progress: Progress = ignore_progress,
+    audit: Audit | None = None,
+) -> Iterator[Contrast]:
+    """Let both personas answer, a batch at a time; `questions` are those of the extraction if none are given."""
+    cases = _cases(model, pair, recipe, pair.positive.questions if questions is None else questions)
     total = len(cases) * 2 * (recipe.max_tokens if recipe.reading == "response" else 1)
     done = 0
     for batch in _batches(cases, recipe.batch_size):
@@ -198,50 +254,36 @@ def extract(
         replies: list[Reply] = []
         if recipe.reading == "response":
             replies = _speak(model, rows, recipe, done, total, progress)
-            for positive, negative in zip(replies[: len(batch)], replies[len(batch) :], strict=True):
-                audit.take(positive, negative, pair.positive.labels)
         means, heard = _activations(model, rows, replies)
-        positive, negative = means.chunk(2)
-        kept = torch.tensor([a and b for a, b in zip(*_halves(heard), strict=True)])
-        audit.empty += int((~kept).sum())
-        sums.add(positive[kept], negative[kept])
+        positive, negative = means.cpu().chunk(2)
+        kept = [i for i, sides in enumerate(zip(*_halves(heard), strict=True)) if all(sides)]
+        if audit is not None:
+            audit.empty += len(batch) - len(kept)
+        sides = list(zip(*_halves(replies), strict=True)) if replies else []
+        yield Contrast(
+            [batch[i] for i in kept], [sides[i] for i in kept] if sides else [], positive[kept], negative[kept]
+        )
         done += share
         progress("extract", min(done, total), total)
-    if sums.n == 0:
-        raise SteerkitError(f"{model.name} said nothing to any question; try --reading prompt")
-    positive, negative = sums.sides()
-    return SteeringVector(
-        name=pair.positive.name
-        if pair.negative.name == "assistant"
-        else f"{pair.positive.name}_vs_{pair.negative.name}",
-        model=model.fingerprint,
-        directions=ESTIMATORS[recipe.estimator](positive, negative),
-        baseline=negative.mean(0),
-        provenance=_provenance(model, pair, recipe, sums.n, audit),
-        evidence=sums.evidence(),
-    )
 
 
-def _cases(model: Model, pair: Pair, recipe: Recipe) -> list[_Case]:
+def _cases(model: Model, pair: Pair, recipe: Recipe, questions: Sequence[str]) -> list[Case]:
     """Every question under every pair of mirrored prompts, shortest first."""
     room = recipe.max_tokens if recipe.reading == "response" else 1
 
     def tokens(system: str, question: str) -> tuple[int, ...]:
-        messages: list[Message] = [
-            {"role": "system", "content": system},
-            {"role": "user", "content": f"{question} {recipe.request}".strip()},
-        ]
-        return tuple(model.chat_tokens(messages, room))
+        messages: list[Message] = [{"role": "system", "content": system}] if system else []
+        return tuple(model.chat_tokens([*messages, {"role": "user", "content": question}], room))
 
     cases = [
-        _Case(tokens(positive, question), tokens(negative, question))
+        Case(tokens("", asked), tokens(positive, asked), tokens(negative, asked))
         for positive, negative in pair.prompts()
-        for question in pair.positive.questions
+        for asked in (f"{question} {recipe.request}".strip() for question in questions)
     ]
     return sorted(cases, key=lambda case: len(case.positive) + len(case.negative))
 
 
-def _batches(cases: Sequence[_Case], batch_size: int) -> Iterator[Sequence[_Case]]:
+def _batches(cases: Sequence[Case], batch_size: int) -> Iterator[Sequence[Case]]:
     """Batches of about equal size, of cases that are about equally long."""
     n_batches = math.ceil(2 * len(cases) / batch_size)
     bounds = [round(i * len(cases) / n_batches) for i in range(n_batches + 1)]
@@ -249,9 +291,9 @@ def _batches(cases: Sequence[_Case], batch_size: int) -> Iterator[Sequence[_Case
         yield cases[start:end]
 
 
-def _halves(flags: Sequence[bool]) -> tuple[Sequence[bool], Sequence[bool]]:
-    middle = len(flags) // 2
-    return flags[:middle], flags[middle:]
+def _halves(rows: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+    middle = len(rows) // 2
+    return rows[:middle], rows[middle:]
 
 
 def _speak(

@@ -299,7 +299,10 @@ def read_tokens(
 
 
 def reply_logits(
-    model: Model, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], steerings: Sequence[Steering]
+    model: Model,
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    steerings: Sequence[Steering],
+    gradient: bool = False,
 ) -> list[Float[Tensor, "s v"]]:
     """Logits that predict each given reply, under one steering per row.
 
@@ -307,6 +310,7 @@ def reply_logits(
         model: who is asked
         pairs: (prompt tokens, reply tokens), one per row
         steerings: one per row
+        gradient: whether the vectors in the steerings can be differentiated
 
     Returns:
         For each row the logits [s v] of its s reply tokens, in float32.
@@ -318,7 +322,7 @@ def reply_logits(
     tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=model.device)
     mask = torch.cat([mask, mask.new_ones(len(rows), width)], dim=1)
     like = torch.empty(0, device=model.device, dtype=model.dtype)
-    logits, _ = model.forward(tokens, mask, cache, edits(steerings, like), keep=width)
+    logits, _ = model.forward(tokens, mask, cache, edits(steerings, like), width, gradient)
     return [logits[row, : len(reply)].float() for row, (_, reply) in enumerate(pairs)]
 
 

@@ -150,6 +150,7 @@ class Model:
         cache: Any = None,
         functions: Mapping[int, Sequence[ResidualFunction]] | None = None,
         keep: int = 1,
+        gradient: bool = False,
     ) -> tuple[Float[Tensor, "b k v"], Any]:
         """One forward pass.
 
@@ -159,12 +160,13 @@ class Model:
             cache: what the previous pass returned, or None for a fresh start
             functions: by layer, what is done to the residual stream, in order
             keep: at how many of the last positions logits are wanted
+            gradient: whether the functions can be differentiated; the weights never are
 
         Returns:
             Logits [b keep v] and the cache to hand to the next pass.
         """
         options = {"logits_to_keep": keep} if self._can_trim_logits else {}
-        with torch.inference_mode(), self._hooks(functions or {}):
+        with torch.enable_grad() if gradient else torch.inference_mode(), self._hooks(functions or {}):
             logits, cache = self.bridge(
                 tokens,
                 attention_mask=mask,
@@ -286,6 +288,7 @@ def _boot(source: str, device: torch.device, dtype: torch.dtype) -> Any:
     logging.getLogger("transformer_lens").setLevel(logging.ERROR)
     bridge = TransformerBridge.boot_transformers(source, device=device, dtype=dtype)  # type: ignore[attr-defined]
     bridge.eval()
+    bridge.requires_grad_(False)
     return bridge
 
 

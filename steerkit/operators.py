@@ -65,14 +65,16 @@ class Operator:
     """The dial when none is written; None where one must be."""
     telescopes: bool = False
     """Whether a band of layers adds increments instead of the whole displacement."""
+    percentile: str | None = None
+    """Which calibrated percentile of the Assistant's own scores is meant when no dial is written."""
 
 
 OPERATORS: dict[str, Operator] = {
     "add": Operator(add, None, telescopes=True),
     "set": Operator(set_score, None),
     "ablate": Operator(ablate, 1.0),
-    "cap": Operator(cap, None),
-    "floor": Operator(floor, None),
+    "cap": Operator(cap, None, percentile="p75"),
+    "floor": Operator(floor, None, percentile="p25"),
     "rotate": Operator(rotate, None, telescopes=True),
 }
 

@@ -25,6 +25,7 @@ LIBRARY = Path(__file__).parent / "data" / "personas"
 # personas mirror each other: they differ in who is asked for, and in nothing else that could leak into a direction.
 FRAMES = ("You are ", "Answer every question the way ", "From now on, speak as ")
 
+DEFAULT = "assistant"
 PROMPT_TOLERANCE = 0.20
 REPLY_TOLERANCE = 0.20
 
@@ -78,6 +79,15 @@ class Pair:
     negative: Persona
     """The persona it is measured from; the default Assistant unless said otherwise."""
 
+    @property
+    def name(self) -> str:
+        """What its vector is called: the positive persona, and the negative one where it is not the Assistant.
+
+        >>> find_pair("hal").name, find_pair("hal", "pirate").name
+        ('hal', 'hal_vs_pirate')
+        """
+        return self.positive.name + ("" if self.negative.name == DEFAULT else f"_vs_{self.negative.name}")
+
     def prompts(self) -> list[tuple[str, str]]:
         """Mirrored system prompts (positive, negative); the side with fewer goes round again."""
         sides = self.positive.requested, self.negative.requested
@@ -116,7 +126,7 @@ def find_persona(name: str, personas: Mapping[str, Persona] | None = None) -> Pe
     return personas[name]
 
 
-def find_pair(positive: str, negative: str = "assistant") -> Pair:
+def find_pair(positive: str, negative: str = DEFAULT) -> Pair:
     """Look up both personas of a pair.
 
     Raises:

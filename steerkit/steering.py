@@ -53,7 +53,7 @@ class Term:
     dial: float = 1.0
     """How far, in persona units; for `cap` and `floor` the score that bounds."""
     layers: tuple[int, int] | None = None
-    """First and last layer; None for the vector's own."""
+    """First and last layer; None for the vector's own place, which calibration finds."""
     when: Gate | None = None
     """Only on tokens where this holds."""
     name: str = ""
@@ -73,7 +73,13 @@ class Term:
     @property
     def band(self) -> tuple[int, int]:
         """First and last layer that this term edits."""
-        return self.layers or (self.vector.layer, self.vector.layer)
+        return self.layers or self.vector.place
+
+    @property
+    def limit(self) -> float | None:
+        """The dial of this sign past which text falls apart; None where nobody has measured it."""
+        limits = self.vector.limits(self.layers) if self.operator in ("add", "rotate") else None
+        return limits[0 if self.dial < 0 else 1] if limits else None
 
     def __str__(self) -> str:
         """The term as an expression has it."""
@@ -120,6 +126,14 @@ class Steering:
     def __bool__(self) -> bool:
         """Whether anything pushes."""
         return bool(self.terms)
+
+    def warnings(self) -> list[str]:
+        """What a user should know before reading the text: which dials are past their limit."""
+        return [
+            f"{term} is past the limit of {term.limit:.2f}, where {term.vector.name}'s text falls apart"
+            for term in self.terms
+            if term.limit is not None and abs(term.dial) > abs(term.limit)
+        ]
 
 
 def edits(steerings: Sequence[Steering], like: Tensor) -> dict[int, list[Edit]]:

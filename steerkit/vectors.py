@@ -54,15 +54,41 @@ class SteeringVector:
                 raise VectorError(f"{self.name}: {key} is {tuple(tensor.shape)}, not layers × width {shape}")
             if not torch.isfinite(tensor).all():
                 raise VectorError(f"{self.name}: {key} holds values that are not finite; extract it again")
-        layer = self.evidence.get("best_layer", 0)
-        if not isinstance(layer, int) or not 0 <= layer < self.model.layers:
-            last = self.model.layers - 1
+        layer, last = self.evidence.get("best_layer", 0), self.model.layers - 1
+        if not isinstance(layer, int) or not 0 <= layer <= last:
             raise VectorError(f"{self.name}: best_layer {layer!r} is not a layer from 0 to {last}; extract it again")
+        place = self.evidence.get("place", [0, 0])
+        whole = isinstance(place, list) and len(place) == 2 and all(isinstance(l, int) for l in place)
+        if not whole or not 0 <= place[0] <= place[1] <= last:
+            raise VectorError(f"{self.name}: place {place!r} is not a first and a last layer; calibrate it again")
 
     @property
     def layer(self) -> int:
-        """The layer used when nobody names one: the calibrated one, or the middle."""
+        """The layer where it is read when nobody names one: the calibrated one, or the middle."""
         return int(self.evidence.get("best_layer", self.model.layers // 2))
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """First and last layer where it steers when nobody names any: the calibrated layer or band, or the middle."""
+        first, last = self.evidence.get("place", (self.layer, self.layer))
+        return int(first), int(last)
+
+    def limits(self, layers: tuple[int, int] | None = None) -> tuple[float, float] | None:
+        """The lowest and highest dial before text falls apart, at its own place or another that calibration tried.
+
+        Elsewhere than at its own place the numbers are estimates, from the KL of given replies and its growth as the
+        square of the dial. None where nothing is known.
+        """
+        if "limit" not in self.evidence:
+            return None
+        below, above = float(self.evidence["limit_below"]), float(self.evidence["limit"])
+        if layers is None or tuple(layers) == self.place:
+            return below, above
+        tried = {tuple(row["layers"]): row for row in self.evidence.get("places", ())}
+        if tuple(layers) not in tried or self.place not in tried:
+            return None
+        here, there = (row["dial"] / row["kl_p95"] ** 0.5 for row in (tried[self.place], tried[tuple(layers)]))
+        return below * there / here, above * there / here
 
     def __add__(self, other: SteeringVector) -> SteeringVector:
         """Displacement of both at once; the baseline is the mean of both."""
@@ -187,20 +213,29 @@ def list_vectors(model_name: str | None = None) -> dict[tuple[str, str], Path]:
     return found
 
 
+def find_path(name: str, model_name: str) -> Path:
+    """Where a vector's file is, by its persona's name or as a path.
+
+    Raises:
+        VectorError: no vector is called that; the message names the nearest.
+    """
+    if name.endswith(".safetensors") or "/" in name:
+        return Path(name).expanduser()
+    found = {stem: path for (_, stem), path in list_vectors(model_name).items()}
+    if name not in found:
+        hint = nearest(name, found)
+        make = f"make it with: steerkit extract {name}"
+        raise VectorError(f"no vector is called {name!r} for {model_name}; {hint + ' or ' if hint else ''}{make}")
+    return found[name]
+
+
 def find_vector(name: str, model_name: str) -> SteeringVector:
     """Load a vector by its persona's name, or by the path of its file.
 
     Raises:
         VectorError: there is none; the message names the nearest.
     """
-    if name.endswith(".safetensors") or "/" in name:
-        return load_vector(Path(name).expanduser())
-    found = {stem: path for (_, stem), path in list_vectors(model_name).items()}
-    if name not in found:
-        hint = nearest(name, found)
-        make = f"make it with: steerkit extract {name}"
-        raise VectorError(f"no vector is called {name!r} for {model_name}; {hint + ' or ' if hint else ''}{make}")
-    return load_vector(found[name])
+    return load_vector(find_path(name, model_name))
 
 
 class VectorSet(Mapping[str, SteeringVector]):

@@ -47,6 +47,7 @@ app = typer.Typer(
 
 app.command("demo", rich_help_panel="Start")(start.demo)
 app.command("extract", rich_help_panel="Make")(make.extract)
+app.command("calibrate", rich_help_panel="Make")(make.calibrate)
 app.add_typer(libraries.personas_app, name="personas", rich_help_panel="Make")
 app.add_typer(libraries.vectors_app, name="vectors", rich_help_panel="Make")
 app.add_typer(libraries.models_app, name="models", rich_help_panel="Make")

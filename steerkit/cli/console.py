@@ -20,6 +20,11 @@ STAGES = {
     "convert": "converting it, once",
     "extract": "extracting",
     "measure": "measuring",
+    "choose": "choosing layers for",
+    "limit": "finding the limit of",
+    "prove": "testing",
+    "write": "writing",
+    "train": "training",
 }
 
 

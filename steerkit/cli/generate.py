@@ -12,7 +12,7 @@ import typer
 from rich.live import Live
 from rich.text import Text
 
-from steerkit.cli.console import out, print_json, quiet_libraries, talk
+from steerkit.cli.console import out, print_json, quiet_libraries, talk, warn
 from steerkit.cli.options import (
     Device,
     Dtype,
@@ -77,6 +77,8 @@ def generate(
     messages = [{"role": "system", "content": system}] if system else []
     tokens = loaded.chat_tokens([*messages, {"role": "user", "content": text}], max_tokens)
     steerings, probes = _plan(loaded, steer or [], dials, compare, layers, everywhere, probe or [])
+    for line in dict.fromkeys(line for steering in steerings for line in steering.warnings()):
+        warn(line)
     sampling = Sampling(max_tokens, temperature, top_p, seed)
     say_notes(loaded)
     many = len(steerings) > 1 or compare or output is not None

@@ -1,4 +1,4 @@
-"""`steerkit extract`: persona pairs to vectors."""
+"""`steerkit extract` and `steerkit calibrate`: persona pairs to vectors that know what their dial means."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import typer
 from rich.text import Text
 
 from steerkit.cli.console import out, print_json, progress, quiet_libraries, talk, warn
-from steerkit.cli.options import Device, Dtype, Json, ModelName, Output, Seed, open_model, say_notes
+from steerkit.cli.options import Device, Dtype, Json, ModelName, Output, Seed, open_model, parse_layers, say_notes
 from steerkit.errors import SteerkitError
 
 if TYPE_CHECKING:
+    from steerkit.calibration import Settings
     from steerkit.extraction import Recipe
     from steerkit.models import Model
     from steerkit.personas import Pair
@@ -98,12 +99,9 @@ def extract_one(model: Model, pair: Pair, recipe: Recipe, path: Path) -> dict[st
 def _place(pair: Pair, model_name: str, output: Path | None, several: bool) -> Path:
     from steerkit.vectors import vector_path
 
-    name = pair.positive.name
-    if pair.negative.name != "assistant":
-        name += f"_vs_{pair.negative.name}"
     if output is None:
-        return vector_path(name, model_name)
-    return output / f"{name}.safetensors" if several or output.is_dir() else output
+        return vector_path(pair.name, model_name)
+    return output / f"{pair.name}.safetensors" if several or output.is_dir() else output
 
 
 def _tell(made: dict[str, Any]) -> None:
@@ -127,3 +125,109 @@ def _write_table() -> None:
     paths = [path for path in list_vectors(None).values() if path.parts[0] == "vectors"]
     vectors: list[SteeringVector] = [load_vector(path) for path in sorted(paths)]
     write_text(Path("vectors/README.md"), describe_vectors(vectors))
+
+
+def calibrate(
+    vector: Annotated[list[str] | None, typer.Argument(help="Vectors, by name or file.")] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every vector of the model, skipping what is calibrated.")
+    ] = False,
+    n_random: Annotated[int, typer.Option("--random", min=2, help="Random directions it is compared with.")] = 20,
+    n_shuffled: Annotated[int, typer.Option("--shuffled", min=0, help="Shuffled-label directions likewise.")] = 10,
+    layers: Annotated[
+        list[str] | None, typer.Option("--layers", help="A layer or band to choose from; repeat for several.")
+    ] = None,
+    seed: Seed = 0,
+    output: Output = None,
+    model: ModelName = None,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    json: Json = False,
+) -> None:
+    """Find where a vector steers best for its harm, how far its dial goes, and whether it works at all.
+
+    Everything is measured on questions the vector was not made from, beside random and shuffled-label directions of
+    equal KL, and written into the vector's evidence. The file is rewritten in place; one that ships with steerkit is
+    copied to vectors/MODEL/ first.
+    """
+    from steerkit.calibration import Settings
+    from steerkit.vectors import list_vectors
+
+    if everything == bool(vector):
+        raise SteerkitError("name the vectors to calibrate, or all of them with --all; see: steerkit vectors list")
+    settings = Settings(n_random, n_shuffled, places=tuple(parse_layers(text) for text in layers or []), seed=seed)
+    loaded = open_model(model, device, dtype)
+    names = sorted(name for _, name in list_vectors(loaded.name)) if everything else list(vector or [])
+    told = []
+    for name in names:
+        result = calibrate_one(loaded, name, settings, output, skip=everything)
+        if result is None:
+            continue
+        told.append(result)
+        say_notes(loaded)
+        if not json:
+            _tell_calibration(result)
+    if everything and output is None:
+        _write_table()
+    if json:
+        print_json(told[0] if len(names) == 1 and told else {"vectors": told})
+
+
+def calibrate_one(
+    model: Model, name: str, settings: Settings, output: Path | None = None, skip: bool = False
+) -> dict[str, Any] | None:
+    """Calibrate one vector with progress bars, save it, and return what was found; None if there was nothing to do."""
+    from steerkit import calibration
+    from steerkit.personas import find_pair
+    from steerkit.vectors import VectorSet, find_path, vector_path
+
+    vector = VectorSet(model.fingerprint)[name]
+    if skip and "limit" in vector.evidence:
+        return None
+    started, made = time.perf_counter(), vector.provenance
+    if "persona" not in made:
+        raise SteerkitError(f"{name} does not say which personas it is about, so there is nothing to calibrate it on")
+    pair = find_pair(str(made["persona"]), str(made["against"]))
+    if skip and not (pair.positive.held_out and pair.positive.items):
+        warn(f"{name}: its persona has no held_out questions or no items; left uncalibrated")
+        return None
+    source = find_path(name, model.name)
+    ours = name.endswith(".safetensors") or "/" in name or source.parts[0] == "vectors"
+    path = source if ours else vector_path(vector.name, model.name)
+    if output is not None:
+        path = output / path.name if output.is_dir() else output
+    with progress(vector.name) as tell, quiet_libraries():
+        calibrated = calibration.calibrate(model, vector, pair, settings, tell)
+    calibrated.save(path)
+    evidence = calibrated.evidence
+    return {
+        "vector": str(path),
+        "model": model.name,
+        "name": vector.name,
+        **{key: evidence[key] for key in ("place", "best_layer", "limit", "limit_below", "test", "nulls", "reliable")},
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def _tell_calibration(result: dict[str, Any]) -> None:
+    """What a user wants to know, and the file."""
+    first, last = result["place"]
+    up, down, nulls = result["test"]["up"], result["test"]["down"], result["nulls"]
+    beside = " · ".join(
+        f"{kind} {null['least']:+.2f} … {null['most']:+.2f}" for kind, null in nulls.items() if null["n"]
+    )
+    verdict = ("reliable", "green") if result["reliable"] else ("not reliable", "yellow")
+    talk().print(
+        Text.assemble(
+            (result["name"], "bold"),
+            f"  layer{'s' if first != last else ''} {first}{f'-{last}' if first != last else ''}",
+            f" · limit {result['limit_below']:.2f} … {result['limit']:.2f} · ",
+            verdict,
+            f"\n  dial {up['dial']:+.2f} moves {result['test']['items']} unseen items {up['shift']:+.2f} "
+            f"[{up['low']:+.2f}, {up['high']:+.2f}] · dial {down['dial']:+.2f} {down['shift']:+.2f} "
+            f"[{down['low']:+.2f}, {down['high']:+.2f}]",
+            (f"\n  at equal KL: {beside} · {result['seconds']:.0f} s", "dim"),
+        ),
+        soft_wrap=True,
+    )
+    out().print(Text(result["vector"]))

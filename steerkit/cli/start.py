@@ -93,18 +93,10 @@ def _measure(model: Model, vector: SteeringVector, persona: Persona) -> None:
 
 
 def _band_text(model: Model) -> str:
-    first, last = default_band(model.n_layers)
+    from steerkit.training import middle_band
+
+    first, last = middle_band(model.n_layers)
     return f"{first}-{last}"
-
-
-def default_band(n_layers: int) -> tuple[int, int]:
-    """The band the demo steers: the middle half of the model, where the effect for each nat of KL was largest.
-
-    >>> default_band(30)
-    (8, 23)
-    """
-    last = min(round(n_layers * 0.76), n_layers - 1)
-    return min(round(n_layers * 0.26), last), last
 
 
 def _ask(model: Model, vector: SteeringVector, question: str) -> None:
@@ -112,8 +104,9 @@ def _ask(model: Model, vector: SteeringVector, question: str) -> None:
     from steerkit.cli.generate import run
     from steerkit.generation import Probe, Sampling
     from steerkit.steering import Steering, Term
+    from steerkit.training import middle_band
 
-    band = default_band(model.n_layers)
+    band = middle_band(model.n_layers)
     steerings = [Steering((Term(vector, dial=-1.0, layers=band),)), Steering(), Steering((Term(vector, layers=band),))]
     sampling = Sampling(60)
     tokens = model.chat_tokens([{"role": "user", "content": question}], sampling.max_tokens)

@@ -1,0 +1,389 @@
+"""What a vector's dial means on its model: where it works, how far it goes, and the proof that it works at all.
+
+Three kinds of text are kept apart. The direction was made from the persona's questions. Where it is applied is chosen
+on the persona's held-out questions, with replies that the model itself gives to them. Whether it works is measured on
+the persona's items, which neither has seen. The limit is found on the held-out and on neutral questions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from steerkit.errors import PersonaError
+from steerkit.extraction import Recipe, contrasts
+from steerkit.generation import Probe, Sampling, complete
+from steerkit.measures import (
+    Row,
+    Text,
+    contrast,
+    item_rows,
+    match_divergence,
+    neutral,
+    percentiles,
+    score_replies,
+    write_texts,
+)
+from steerkit.models import Model
+from steerkit.nulls import bootstrap, random_like, shuffled_like
+from steerkit.personas import Pair
+from steerkit.steering import Steering, Term
+from steerkit.training import middle_band
+from steerkit.vectors import SteeringVector
+from steerkit.weights import Progress, ignore_progress
+
+LIMIT = 1.0
+"""The 95th percentile of per-token KL, in nats, that a dial must not exceed."""
+WORKING = 0.5
+"""The same at the dial at which a vector is tested; KL grows as the square, so this dial is about limit / √2."""
+REPETITION = 0.3
+"""Greedy text that repeats more of its 3-grams than this has fallen apart, whatever its KL."""
+RIGHT_WAY = 0.8
+"""The share of items that a reliable vector moves the right way."""
+EVALUATIONS = 6
+"""At most so many rounds of generation go into a limit."""
+
+Place = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How thoroughly a vector is calibrated."""
+
+    n_random: int = 20
+    """Random directions, scaled to the vector's KL."""
+    n_shuffled: int = 10
+    """Directions from pairs with shuffled labels, scaled likewise; every second one is the opposite of the last."""
+    n_tokens: int = 20
+    """Greedy tokens of each reply on which the limit is found."""
+    n_repeated: int = 40
+    """Greedy tokens of each reply on which repetition is judged."""
+    places: tuple[Place, ...] = ()
+    """Layers and bands to choose among; spread over the model if there are none."""
+    seed: int = 0
+    """Of replies, nulls and resampling."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What is held out of the extraction: replies of both personas, and how the model stood while giving them."""
+
+    rows: list[Row]
+    """Bare held-out questions with both replies, the persona's first."""
+    positive: Float[Tensor, "n l d"]
+    """Mean activations under the persona's prompts."""
+    negative: Float[Tensor, "n l d"]
+    """Mean activations under the Assistant's."""
+
+
+def calibrate(
+    model: Model,
+    vector: SteeringVector,
+    pair: Pair,
+    settings: Settings | None = None,
+    progress: Progress = ignore_progress,
+) -> SteeringVector:
+    """Measure a vector on questions it was not made from, and write what was found into its evidence.
+
+    Args:
+        model: the model it was made on
+        vector: what is calibrated
+        pair: the personas it is about; the positive one's held-out questions and items are used
+        settings: how thoroughly
+        progress: told what is being done
+
+    Returns:
+        The same vector with evidence: `places`, `place`, `best_layer`, `limit`, `limit_below`, `d_prime`, `thresholds`,
+        `test`, `nulls` and `reliable`.
+
+    Raises:
+        PersonaError: the persona has no held-out questions or no items.
+        VectorError: the vector was made on another model.
+    """
+    settings = settings or Settings()
+    vector.require(model.fingerprint)
+    if not pair.positive.held_out or not pair.positive.items:
+        raise PersonaError(
+            f"{pair.positive.name} has no held_out questions or no items, and a vector is only calibrated on what it "
+            f"was not made from; add them to {pair.positive.source}"
+        )
+    bare = replace(vector, evidence={k: v for k, v in vector.evidence.items() if k in ("pair_agreement", "split_half")})
+    material = gather_material(model, pair, settings.seed, progress)
+    chosen = choose_place(model, bare, material.rows, settings.places or spread(model.n_layers), progress)
+    placed = replace(bare, evidence={**bare.evidence, **chosen})
+    prompts = _prompts(model, pair)
+    limits = find_limits(model, placed, prompts, settings, progress)
+    placed = replace(placed, evidence={**placed.evidence, **limits})
+    tested = prove(model, placed, pair, material, settings, progress)
+    found = {
+        "d_prime": [round(x, 4) for x in separation(material, placed).tolist()],
+        "thresholds": _thresholds(model, placed, prompts, settings),
+        **tested,
+    }
+    return replace(placed, evidence={**placed.evidence, **found})
+
+
+def gather_material(model: Model, pair: Pair, seed: int = 0, progress: Progress = ignore_progress) -> Material:
+    """Let both personas answer the held-out questions under each of their prompts, and watch."""
+    rows: list[Row] = []
+    sides: list[tuple[Tensor, Tensor]] = []
+    for part in contrasts(model, pair, Recipe(seed=seed), pair.positive.held_out, progress):
+        sides.append((part.positive, part.negative))
+        for case, replies in zip(part.cases, part.replies, strict=True):
+            rows += [(case.bare, reply.tokens) for reply in replies]
+    return Material(rows, torch.cat([side[0] for side in sides]), torch.cat([side[1] for side in sides]))
+
+
+def _prompts(model: Model, pair: Pair) -> list[list[int]]:
+    """The held-out questions and the neutral ones, as tokens."""
+    asked = (*pair.positive.held_out, *neutral("questions"))
+    return [model.chat_tokens([{"role": "user", "content": question}]) for question in asked]
+
+
+def spread(n_layers: int) -> tuple[Place, ...]:
+    """Single layers from three to eight tenths of the depth, and three bands.
+
+    >>> spread(30)
+    ((9, 9), (12, 12), (15, 15), (18, 18), (21, 21), (24, 24), (8, 23), (12, 18), (18, 26))
+    """
+
+    def at(share: float) -> int:
+        return min(round(share * n_layers), n_layers - 1)
+
+    singles = [at(share) for share in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)]
+    bands = [middle_band(n_layers), (at(0.4), at(0.6)), (at(0.6), at(0.87))]
+    return tuple(dict.fromkeys([*((l, l) for l in singles), *bands]))
+
+
+def _at(vector: SteeringVector, dial: float, place: Place | None = None) -> Steering:
+    return Steering((Term(vector, dial=dial, layers=place),))
+
+
+def choose_place(
+    model: Model,
+    vector: SteeringVector,
+    rows: Sequence[Row],
+    places: Sequence[Place],
+    progress: Progress = ignore_progress,
+    longest: int = 16,
+    most: int = 16,
+) -> dict[str, Any]:
+    """Find the layer or band where the persona's replies gain most for the same KL.
+
+    Each place is first tried at a small dial; KL grows as the square, so that tells the dial at which it reaches
+    `WORKING`, where every place is then measured with both signs.
+    """
+    rows = [(prompt, reply[:longest]) for prompt, reply in rows[:most]]
+    tell = partial(_stage, progress, "choose")
+    trial = [_at(vector, 0.5, place) for place in places]
+    costs = percentiles(score_replies(model, rows[1::2], trial, divergence=True, progress=tell).divergences)
+    dials = [0.5 * math.sqrt(WORKING / max(cost, 1e-9)) for cost in costs.tolist()]
+    both = [_at(vector, sign * d, place) for d, place in zip(dials, places, strict=True) for sign in (1, -1)]
+    scores = score_replies(model, rows, both, divergence=True, progress=tell)
+    effects = contrast(scores.means).mean(-1).reshape(-1, 2)
+    reached = percentiles(scores.divergences).reshape(-1, 2).mean(-1)
+    # Half the difference of the two signs is the part that the dial decides; the rest is what any push does.
+    shifts = (effects[:, 0] - effects[:, 1]) / 2 * (WORKING / reached.clamp_min(1e-9)).sqrt()
+    table = [
+        {"layers": list(place), "dial": round(dial, 3), "kl_p95": round(cost, 3), "shift": round(shift, 4)}
+        for place, dial, cost, shift in zip(places, dials, reached.tolist(), shifts.tolist(), strict=True)
+    ]
+    order = sorted(range(len(places)), key=lambda i: -table[i]["shift"])
+    single = next((places[i][0] for i in order if places[i][0] == places[i][1]), vector.layer)
+    return {"places": table, "place": list(places[order[0]]), "best_layer": single}
+
+
+def _stage(progress: Progress, name: str, _stage: str, done: int, total: int) -> None:
+    progress(name, done, total)
+
+
+@dataclass
+class Search:
+    """Looks for the dial at which a steep, noisy, growing cost reaches a target, several dials a round.
+
+    Cost grows about as the square of the dial, so logarithms make it a line, and a secant on the two points that
+    embrace the target, or lie nearest to it, finds it in a round or two.
+    """
+
+    target: float
+    points: dict[float, float] = field(default_factory=dict)
+
+    def next(self, guess: float) -> list[float]:
+        """Dials to try: two around the present best guess."""
+        centre = self.estimate(guess)
+        return [centre / 1.12, centre * 1.12]
+
+    def estimate(self, guess: float) -> float:
+        """The dial at which the cost reaches the target, from what is known."""
+        known = sorted((d, cost) for d, cost in self.points.items() if cost > 0)
+        if not known:
+            return guess
+        known.sort(key=lambda point: abs(math.log(point[1] / self.target)))
+        (d, cost), slope = known[0], 2.0
+        across = [point for point in known[1:] if (point[1] > self.target) != (cost > self.target)]
+        if others := [point for point in across or known[1:] if point[0] != d]:
+            other, its_cost = others[0]
+            slope = math.log(cost / its_cost) / math.log(d / other)
+        # Noise can make a secant flat or steep beyond reason; the law it scatters around is a square.
+        slope = min(max(slope, 1.0), 4.0)
+        step = math.log(self.target / cost) / slope
+        return d * math.exp(min(max(step, -1.0), 1.0))
+
+    @property
+    def found(self) -> bool:
+        """Whether two dials embrace the target closely, so that the line between them is as good as a measurement."""
+        below = max((d for d, cost in self.points.items() if cost <= self.target), default=None)
+        above = min((d for d, cost in self.points.items() if cost >= self.target), default=None)
+        return below is not None and above is not None and 1 / 1.3 < above / below < 1.3
+
+
+def find_limits(
+    model: Model,
+    vector: SteeringVector,
+    prompts: Sequence[Sequence[int]],
+    settings: Settings | None = None,
+    progress: Progress = ignore_progress,
+) -> dict[str, Any]:
+    """The dials, of either sign, at which greedy text reaches a 95th percentile of 1 nat a token, or repeats itself.
+
+    Several dials share a forward pass, and at most `EVALUATIONS` rounds are made.
+    """
+    settings = settings or Settings()
+    row = next((p for p in vector.evidence.get("places", ()) if p["layers"] == list(vector.place)), None)
+    guess = row["dial"] * math.sqrt(LIMIT / WORKING) if row else 1.0
+    searches = {1: Search(LIMIT), -1: Search(LIMIT)}
+    for i in range(EVALUATIONS - 2):
+        asked = [(sign, d) for sign, search in searches.items() if not search.found for d in search.next(guess)]
+        if not asked:
+            break
+        texts = write_texts(model, prompts, [_at(vector, sign * d) for sign, d in asked], settings.n_tokens)
+        for (sign, d), text in zip(asked, texts, strict=True):
+            searches[sign].points[d] = text.divergence()
+        progress("limit", i + 1, EVALUATIONS)
+    limits = {sign: search.estimate(guess) for sign, search in searches.items()}
+    kept, by = _calm(model, vector, prompts, limits, settings)
+    progress("limit", EVALUATIONS, EVALUATIONS)
+    return {
+        "limit": round(kept[1], 3),
+        "limit_below": round(-kept[-1], 3),
+        "limited_by": by[1],
+        "limited_by_below": by[-1],
+        "limit_kl_p95": {f"{sign * d:.3f}": round(c, 3) for sign, s in searches.items() for d, c in s.points.items()},
+    }
+
+
+def _calm(
+    model: Model,
+    vector: SteeringVector,
+    prompts: Sequence[Sequence[int]],
+    limits: Mapping[int, float],
+    settings: Settings,
+) -> tuple[dict[int, float], dict[int, str]]:
+    """Lower a limit at which text goes round in circles; two rounds, three dials a sign in the second."""
+
+    def texts(dials: Sequence[tuple[int, float]]) -> list[Text]:
+        return write_texts(
+            model, prompts, [_at(vector, sign * d) for sign, d in dials], settings.n_repeated, costs=False
+        )
+
+    kept, by = dict(limits), dict.fromkeys(limits, "kl")
+    first = list(limits.items())
+    loud = [sign for (sign, _), text in zip(first, texts(first), strict=True) if text.repetition >= REPETITION]
+    lower = [(sign, limits[sign] * share) for sign in loud for share in (0.85, 0.7, 0.5)]
+    calm = (
+        [pair for pair, text in zip(lower, texts(lower), strict=True) if text.repetition < REPETITION] if lower else []
+    )
+    for sign in loud:
+        by[sign] = "repetition"
+        kept[sign] = max((d for s, d in calm if s == sign), default=limits[sign] * 0.35)
+    return kept, by
+
+
+def separation(material: Material, vector: SteeringVector) -> Float[Tensor, " l"]:
+    """d′ on held-out questions: how many standard deviations apart both sides' scores are, at each layer."""
+    ours, theirs = ((side * vector.directions).sum(-1) for side in (material.positive, material.negative))
+    spread = ((ours.var(0) + theirs.var(0)) / 2).sqrt().clamp_min(1e-9)
+    return (ours.mean(0) - theirs.mean(0)) / spread
+
+
+def _thresholds(
+    model: Model, vector: SteeringVector, prompts: Sequence[Sequence[int]], settings: Settings
+) -> dict[str, float]:
+    """Percentiles of the Assistant's own token scores: what `cap` and `floor` hold a model to (arXiv 2601.10387)."""
+    replies = complete(model, prompts, probes=[Probe.of(vector)], sampling=Sampling(settings.n_tokens))
+    scores = torch.cat([reply.readout.scores[:, 0] for reply in replies]).float()
+    return {f"p{share}": round(float(scores.quantile(share / 100)), 4) for share in (1, 5, 25, 50, 75, 95, 99)}
+
+
+def prove(
+    model: Model,
+    vector: SteeringVector,
+    pair: Pair,
+    material: Material,
+    settings: Settings,
+    progress: Progress = ignore_progress,
+) -> dict[str, Any]:
+    """Propensity on unseen items at the working dial of either sign, beside random and shuffled directions of equal KL.
+
+    A vector is reliable when at the positive dial its mean shift is above every null's and its interval above zero,
+    at the negative dial below, and at least `RIGHT_WAY` of the items move with the dial.
+    """
+    tell = partial(_stage, progress, "prove")
+    rows = item_rows(model, pair.positive.items)
+    dials = [share / math.sqrt(LIMIT / WORKING) for share in (vector.evidence["limit"], vector.evidence["limit_below"])]
+    randoms = [random_like(vector, settings.seed + i) for i in range(settings.n_random)]
+    shuffles = [
+        # A dozen pairs make few independent shuffles; with its opposite beside each, luck of the draw cancels.
+        shuffled_like(vector, material.positive, material.negative, settings.seed + i // 2, (-1) ** i)
+        for i in range(settings.n_shuffled if len(material.positive) > 1 else 0)
+    ]
+    up_and_down = [_at(vector, dial) for dial in dials]
+    nulls = match_divergence(model, up_and_down[0], [_at(null, dials[0]) for null in (*randoms, *shuffles)], rows)
+    steerings = [Steering(), *up_and_down, *nulls]
+    scores = score_replies(model, rows, steerings, divergence=True, progress=tell)
+    measured, reached = contrast(scores.means), percentiles(scores.divergences)
+    shifts = measured[1:] - measured[0]
+    up, down, chance = shifts[0], shifts[1], shifts[2:].mean(-1)
+    slopes = (up - down) / (dials[0] - dials[1])
+    test = {
+        "items": len(pair.positive.items),
+        "up": _shift(up, dials[0], reached[1], settings.seed),
+        "down": _shift(down, dials[1], reached[2], settings.seed),
+        "steerability": round(float(slopes.mean()), 4),
+        "anti_steerable": round(float((slopes < 0).float().mean()), 4),
+    }
+    among, shuffled = chance[: len(randoms)], chance[len(randoms) :]
+    costs = reached[3:]
+    beyond = bool(up.mean() > chance.max() and down.mean() < chance.min()) if len(chance) else True
+    steady = test["up"]["low"] > 0 and test["down"]["high"] < 0
+    return {
+        "test": test,
+        "nulls": {
+            "random": _null(among, costs[: len(randoms)], settings.seed),
+            "shuffled": _null(shuffled, costs[len(randoms) :], settings.seed),
+        },
+        "reliable": beyond and steady and test["anti_steerable"] <= 1 - RIGHT_WAY + 1e-9,
+    }
+
+
+def _shift(values: Float[Tensor, " n"], dial: float, cost: Tensor, seed: int) -> dict[str, float]:
+    low, high = bootstrap(values, seed)
+    numbers = {"dial": dial, "kl_p95": float(cost), "shift": float(values.mean()), "low": low, "high": high}
+    return {key: round(x, 4) for key, x in numbers.items()}
+
+
+def _null(means: Float[Tensor, " r"], costs: Float[Tensor, " r"], seed: int) -> dict[str, Any]:
+    """Where chance alone gets to, one number a direction."""
+    if not len(means):
+        return {"n": 0}
+    low, high = bootstrap(means, seed)
+    numbers = {"mean": float(means.mean()), "low": low, "high": high, "kl_p95": float(costs.mean())}
+    ends = {"least": float(means.min()), "most": float(means.max())}
+    return {"n": len(means), **{key: round(x, 4) for key, x in {**numbers, **ends}.items()}}

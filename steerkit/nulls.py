@@ -1,0 +1,73 @@
+"""What a number must be compared with: random directions, shuffled labels, and what chance does to a mean.
+
+A null has to be as disruptive as what it stands beside. A random direction of equal norm is not: it changes a model's
+predictions far less than a persona does. So nulls are also scaled to equal KL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from steerkit.estimators import mean_diff
+from steerkit.vectors import SteeringVector
+
+
+def random_like(vector: SteeringVector, seed: int) -> SteeringVector:
+    """The vector turned at random in the whole space, every layer by the same rotation.
+
+    Lengths at every layer, and the steps from layer to layer that a band adds, stay exactly what they were.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    frame, weights = torch.linalg.qr(vector.directions.double().T)
+    noise = torch.randn(frame.shape, generator=draw, dtype=torch.float64)
+    turned = (torch.linalg.qr(noise).Q @ weights).T
+    return replace(
+        vector, name=f"random_{seed}", directions=turned.to(vector.directions.dtype), evidence=_place(vector)
+    )
+
+
+def shuffled_like(
+    vector: SteeringVector, positive: Float[Tensor, "n l d"], negative: Float[Tensor, "n l d"], seed: int, sign: int = 1
+) -> SteeringVector:
+    """The direction that the same pairs give when half of them have their labels swapped, as long as the vector.
+
+    Exactly half are swapped (of an odd number, one pair is left out), so that what they have in common cancels. Sign −1
+    swaps the other half.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(positive), generator=draw)[: len(positive) // 2 * 2]
+    signs = torch.ones(len(order))
+    signs[len(order) // 2 :] = -1
+    signs = signs * sign
+    differences = (positive - negative)[order] * signs[:, None, None]
+    axes = torch.nn.functional.normalize(mean_diff(differences, torch.zeros_like(differences)), dim=-1)
+    lengths = vector.directions.norm(dim=-1, keepdim=True)
+    return replace(vector, name=f"shuffled_{seed}", directions=axes * lengths, evidence=_place(vector))
+
+
+def _place(vector: SteeringVector) -> dict[str, object]:
+    """A null is applied where the vector is."""
+    return {key: vector.evidence[key] for key in ("best_layer", "place") if key in vector.evidence}
+
+
+def bootstrap(values: Sequence[float] | Float[Tensor, " n"], seed: int = 0) -> tuple[float, float]:
+    """A 95 % interval of the mean, from 4999 resamples of what it is the mean of.
+
+    >>> bootstrap([1.0, 1.0, 1.0])
+    (1.0, 1.0)
+    """
+    import numpy as np
+    from scipy import stats
+
+    sample = np.asarray(values, dtype=np.float64)
+    if len(sample) < 2 or np.ptp(sample) == 0:
+        return float(sample.mean()), float(sample.mean())
+    found = stats.bootstrap(
+        (sample,), np.mean, n_resamples=4999, method="percentile", rng=np.random.default_rng(seed)
+    ).confidence_interval
+    return float(found.low), float(found.high)
