@@ -148,18 +148,18 @@ def _prompts(model: Model, pair: Pair) -> list[list[int]]:
 
 
 def spread(n_layers: int) -> tuple[Place, ...]:
-    """Single layers from three to eight tenths of the depth, and three bands.
+    """Places to try, the one that is taken in doubt first: the middle band and two others, then single layers.
 
     >>> spread(30)
-    ((9, 9), (12, 12), (15, 15), (18, 18), (21, 21), (24, 24), (8, 23), (12, 18), (18, 26))
+    ((8, 23), (12, 18), (18, 26), (15, 15), (18, 18), (12, 12), (21, 21), (9, 9), (24, 24))
     """
 
     def at(share: float) -> int:
         return min(round(share * n_layers), n_layers - 1)
 
-    singles = [at(share) for share in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)]
     bands = [middle_band(n_layers), (at(0.4), at(0.6)), (at(0.6), at(0.87))]
-    return tuple(dict.fromkeys([*((l, l) for l in singles), *bands]))
+    singles = [at(share) for share in (0.5, 0.6, 0.4, 0.7, 0.3, 0.8)]
+    return tuple(dict.fromkeys([*bands, *((l, l) for l in singles)]))
 
 
 def _at(vector: SteeringVector, dial: float, place: Place | None = None) -> Steering:
@@ -172,13 +172,14 @@ def choose_place(
     rows: Sequence[Row],
     places: Sequence[Place],
     progress: Progress = ignore_progress,
-    longest: int = 16,
+    longest: int = 24,
     most: int = 16,
 ) -> dict[str, Any]:
     """Find the layer or band where the persona's replies gain most for the same KL.
 
     Each place is first tried at a small dial; KL grows as the square, so that tells the dial at which it reaches
-    `WORKING`, where every place is then measured with both signs.
+    `WORKING`, where every place is then measured with both signs. A dozen replies hardly tell neighbours apart, so of
+    the places within one standard error of the best, the one that `spread` names first is taken.
     """
     rows = [(prompt, reply[:longest]) for prompt, reply in rows[:most]]
     tell = partial(_stage, progress, "choose")
@@ -187,17 +188,29 @@ def choose_place(
     dials = [0.5 * math.sqrt(WORKING / max(cost, 1e-9)) for cost in costs.tolist()]
     both = [_at(vector, sign * d, place) for d, place in zip(dials, places, strict=True) for sign in (1, -1)]
     scores = score_replies(model, rows, both, divergence=True, progress=tell)
-    effects = contrast(scores.means).mean(-1).reshape(-1, 2)
+    effects = contrast(scores.means).reshape(len(places), 2, -1)
     reached = percentiles(scores.divergences).reshape(-1, 2).mean(-1)
     # Half the difference of the two signs is the part that the dial decides; the rest is what any push does.
-    shifts = (effects[:, 0] - effects[:, 1]) / 2 * (WORKING / reached.clamp_min(1e-9)).sqrt()
+    shifts = (effects[:, 0] - effects[:, 1]) / 2 * (WORKING / reached.clamp_min(1e-9)).sqrt()[:, None]
     table = [
         {"layers": list(place), "dial": round(dial, 3), "kl_p95": round(cost, 3), "shift": round(shift, 4)}
-        for place, dial, cost, shift in zip(places, dials, reached.tolist(), shifts.tolist(), strict=True)
+        for place, dial, cost, shift in zip(places, dials, reached.tolist(), shifts.mean(-1).tolist(), strict=True)
     ]
-    order = sorted(range(len(places)), key=lambda i: -table[i]["shift"])
-    single = next((places[i][0] for i in order if places[i][0] == places[i][1]), vector.layer)
-    return {"places": table, "place": list(places[order[0]]), "best_layer": single}
+    singles = [i for i, (first, last) in enumerate(places) if first == last]
+    chosen = places[_first_of_the_best(shifts, range(len(places)))]
+    single = places[_first_of_the_best(shifts, singles)][0] if singles else sum(chosen) // 2
+    return {"places": table, "place": list(chosen), "best_layer": single}
+
+
+def _first_of_the_best(shifts: Float[Tensor, "p n"], among: Sequence[int]) -> int:
+    """The first row that the best one does not beat by a standard error, pair by pair."""
+    best = max(among, key=lambda i: float(shifts[i].mean()))
+    for i in among:
+        ahead = shifts[best] - shifts[i]
+        error = float(ahead.std()) / math.sqrt(len(ahead)) if len(ahead) > 1 else 0.0
+        if float(ahead.mean()) <= error:
+            return i
+    return best
 
 
 def _stage(progress: Progress, name: str, _stage: str, done: int, total: int) -> None:

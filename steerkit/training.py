@@ -15,6 +15,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -59,6 +60,8 @@ class Schedule:
     """KL of any one token, in nats, that costs nothing; limits are about the worst tokens."""
     start: float = 0.6
     """The share of the mean difference that is begun with."""
+    trust: float = 0.5
+    """How much of the result is what was learned; the rest is the mean difference. A few dozen lessons overfit."""
 
 
 @dataclass(frozen=True)
@@ -120,11 +123,17 @@ def train(
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         progress("train", i + 1, schedule.steps)
-    found = _displace(start, (schedule.start * steps + size * learned).detach(), first)
-    costs = [_cost(model, vector, (first, last), known[:12]) for vector in (start, found)]
+    costing = partial(_cost, model, band=(first, last), known=known[:12])
+    target = costing(_displace(start, steps, first))
+
+    def level(steps: Tensor) -> Tensor:
+        """Scale increments until their dial 1 costs what the mean difference's does."""
+        return steps * math.sqrt(target / max(costing(_displace(start, steps, first)), 1e-9))
+
+    trained = level((schedule.start * steps + size * learned).detach())
+    found = _displace(start, level((1 - schedule.trust) * steps + schedule.trust * trained), first)
     return replace(
         found,
-        directions=found.directions * math.sqrt(costs[0] / max(costs[1], 1e-9)),
         provenance={**start.provenance, "training": {**asdict(schedule), "layers": [first, last], "seed": seed}},
         evidence={**start.evidence, "place": [first, last], "best_layer": (first + last) // 2},
     )

@@ -25,6 +25,7 @@ STAGES = {
     "prove": "testing",
     "write": "writing",
     "train": "training",
+    "sweep": "sweeping",
 }
 
 

@@ -25,7 +25,7 @@ def extract(
     persona: Annotated[list[str] | None, typer.Argument(help="Personas to extract; see: steerkit personas")] = None,
     against: Annotated[str, typer.Option("--against", help="The persona it is measured from.")] = "assistant",
     everything: Annotated[bool, typer.Option("--all", help="Every persona there is, skipping what is made.")] = False,
-    estimator: Annotated[str, typer.Option(help="mean_diff, pca, logistic or whitened.")] = "mean_diff",
+    estimator: Annotated[str, typer.Option(help="mean_diff, pca, logistic, whitened or trained.")] = "mean_diff",
     reading: Annotated[str, typer.Option(help="response (the model's own replies) or prompt (faster).")] = "response",
     max_tokens: Annotated[int, typer.Option(min=1, help="How much of each reply is read.")] = 40,
     batch_size: Annotated[int, typer.Option(min=2, help="Rows of one forward pass.")] = 36,
