@@ -8,8 +8,8 @@ the persona's items, which neither has seen. The limit is found on the held-out 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,35 +20,26 @@ from torch import Tensor
 from steerkit.errors import PersonaError
 from steerkit.extraction import Recipe, contrasts
 from steerkit.generation import Probe, Sampling, complete
+from steerkit.limits import LIMIT, WORKING, at_dial, find_limits
 from steerkit.measures import (
     Row,
-    Text,
     contrast,
     item_rows,
     match_divergence,
     neutral,
     percentiles,
     score_replies,
-    write_texts,
 )
 from steerkit.models import Model
 from steerkit.nulls import bootstrap, random_like, shuffled_like
 from steerkit.personas import Pair
-from steerkit.steering import Steering, Term
+from steerkit.steering import Steering
 from steerkit.training import middle_band
 from steerkit.vectors import SteeringVector
 from steerkit.weights import Progress, ignore_progress
 
-LIMIT = 1.0
-"""The 95th percentile of per-token KL, in nats, that a dial must not exceed."""
-WORKING = 0.5
-"""The same at the dial at which a vector is tested; KL grows as the square, so this dial is about limit / √2."""
-REPETITION = 0.3
-"""Greedy text that repeats more of its 3-grams than this has fallen apart, whatever its KL."""
 RIGHT_WAY = 0.8
 """The share of items that a reliable vector moves the right way."""
-EVALUATIONS = 6
-"""At most so many rounds of generation go into a limit."""
 
 Place = tuple[int, int]
 
@@ -119,7 +110,7 @@ def calibrate(
     chosen = choose_place(model, bare, material.rows, settings.places or spread(model.n_layers), progress)
     placed = replace(bare, evidence={**bare.evidence, **chosen})
     prompts = _prompts(model, pair)
-    limits = find_limits(model, placed, prompts, settings, progress)
+    limits = find_limits(model, placed, prompts, settings.n_tokens, settings.n_repeated, progress)
     placed = replace(placed, evidence={**placed.evidence, **limits})
     tested = prove(model, placed, pair, material, settings, progress)
     found = {
@@ -162,10 +153,6 @@ def spread(n_layers: int) -> tuple[Place, ...]:
     return tuple(dict.fromkeys([*bands, *((l, l) for l in singles)]))
 
 
-def _at(vector: SteeringVector, dial: float, place: Place | None = None) -> Steering:
-    return Steering((Term(vector, dial=dial, layers=place),))
-
-
 def choose_place(
     model: Model,
     vector: SteeringVector,
@@ -183,10 +170,10 @@ def choose_place(
     """
     rows = [(prompt, reply[:longest]) for prompt, reply in rows[:most]]
     tell = partial(_stage, progress, "choose")
-    trial = [_at(vector, 0.5, place) for place in places]
+    trial = [at_dial(vector, 0.5, place) for place in places]
     costs = percentiles(score_replies(model, rows[1::2], trial, divergence=True, progress=tell).divergences)
     dials = [0.5 * math.sqrt(WORKING / max(cost, 1e-9)) for cost in costs.tolist()]
-    both = [_at(vector, sign * d, place) for d, place in zip(dials, places, strict=True) for sign in (1, -1)]
+    both = [at_dial(vector, sign * d, place) for d, place in zip(dials, places, strict=True) for sign in (1, -1)]
     scores = score_replies(model, rows, both, divergence=True, progress=tell)
     effects = contrast(scores.means).reshape(len(places), 2, -1)
     reached = percentiles(scores.divergences).reshape(-1, 2).mean(-1)
@@ -215,108 +202,6 @@ def _first_of_the_best(shifts: Float[Tensor, "p n"], among: Sequence[int]) -> in
 
 def _stage(progress: Progress, name: str, _stage: str, done: int, total: int) -> None:
     progress(name, done, total)
-
-
-@dataclass
-class Search:
-    """Looks for the dial at which a steep, noisy, growing cost reaches a target, several dials a round.
-
-    Cost grows about as the square of the dial, so logarithms make it a line, and a secant on the two points that
-    embrace the target, or lie nearest to it, finds it in a round or two.
-    """
-
-    target: float
-    points: dict[float, float] = field(default_factory=dict)
-
-    def next(self, guess: float) -> list[float]:
-        """Dials to try: two around the present best guess."""
-        centre = self.estimate(guess)
-        return [centre / 1.12, centre * 1.12]
-
-    def estimate(self, guess: float) -> float:
-        """The dial at which the cost reaches the target, from what is known."""
-        known = sorted((d, cost) for d, cost in self.points.items() if cost > 0)
-        if not known:
-            return guess
-        known.sort(key=lambda point: abs(math.log(point[1] / self.target)))
-        (d, cost), slope = known[0], 2.0
-        across = [point for point in known[1:] if (point[1] > self.target) != (cost > self.target)]
-        if others := [point for point in across or known[1:] if point[0] != d]:
-            other, its_cost = others[0]
-            slope = math.log(cost / its_cost) / math.log(d / other)
-        # Noise can make a secant flat or steep beyond reason; the law it scatters around is a square.
-        slope = min(max(slope, 1.0), 4.0)
-        step = math.log(self.target / cost) / slope
-        return d * math.exp(min(max(step, -1.0), 1.0))
-
-    @property
-    def found(self) -> bool:
-        """Whether two dials embrace the target closely, so that the line between them is as good as a measurement."""
-        below = max((d for d, cost in self.points.items() if cost <= self.target), default=None)
-        above = min((d for d, cost in self.points.items() if cost >= self.target), default=None)
-        return below is not None and above is not None and 1 / 1.3 < above / below < 1.3
-
-
-def find_limits(
-    model: Model,
-    vector: SteeringVector,
-    prompts: Sequence[Sequence[int]],
-    settings: Settings | None = None,
-    progress: Progress = ignore_progress,
-) -> dict[str, Any]:
-    """The dials, of either sign, at which greedy text reaches a 95th percentile of 1 nat a token, or repeats itself.
-
-    Several dials share a forward pass, and at most `EVALUATIONS` rounds are made.
-    """
-    settings = settings or Settings()
-    row = next((p for p in vector.evidence.get("places", ()) if p["layers"] == list(vector.place)), None)
-    guess = row["dial"] * math.sqrt(LIMIT / WORKING) if row else 1.0
-    searches = {1: Search(LIMIT), -1: Search(LIMIT)}
-    for i in range(EVALUATIONS - 2):
-        asked = [(sign, d) for sign, search in searches.items() if not search.found for d in search.next(guess)]
-        if not asked:
-            break
-        texts = write_texts(model, prompts, [_at(vector, sign * d) for sign, d in asked], settings.n_tokens)
-        for (sign, d), text in zip(asked, texts, strict=True):
-            searches[sign].points[d] = text.divergence()
-        progress("limit", i + 1, EVALUATIONS)
-    limits = {sign: search.estimate(guess) for sign, search in searches.items()}
-    kept, by = _calm(model, vector, prompts, limits, settings)
-    progress("limit", EVALUATIONS, EVALUATIONS)
-    return {
-        "limit": round(kept[1], 3),
-        "limit_below": round(-kept[-1], 3),
-        "limited_by": by[1],
-        "limited_by_below": by[-1],
-        "limit_kl_p95": {f"{sign * d:.3f}": round(c, 3) for sign, s in searches.items() for d, c in s.points.items()},
-    }
-
-
-def _calm(
-    model: Model,
-    vector: SteeringVector,
-    prompts: Sequence[Sequence[int]],
-    limits: Mapping[int, float],
-    settings: Settings,
-) -> tuple[dict[int, float], dict[int, str]]:
-    """Lower a limit at which text goes round in circles; two rounds, three dials a sign in the second."""
-
-    def texts(dials: Sequence[tuple[int, float]]) -> list[Text]:
-        return write_texts(
-            model, prompts, [_at(vector, sign * d) for sign, d in dials], settings.n_repeated, costs=False
-        )
-
-    kept, by = dict(limits), dict.fromkeys(limits, "kl")
-    first = list(limits.items())
-    loud = [sign for (sign, _), text in zip(first, texts(first), strict=True) if text.repetition >= REPETITION]
-    lower = [(sign, limits[sign] * share) for sign in loud for share in (0.85, 0.7, 0.5)]
-    calm = (
-        [pair for pair, text in zip(lower, texts(lower), strict=True) if text.repetition < REPETITION] if lower else []
-    )
-    for sign in loud:
-        by[sign] = "repetition"
-        kept[sign] = max((d for s, d in calm if s == sign), default=limits[sign] * 0.35)
-    return kept, by
 
 
 def separation(material: Material, vector: SteeringVector) -> Float[Tensor, " l"]:
@@ -357,8 +242,8 @@ def prove(
         shuffled_like(vector, material.positive, material.negative, settings.seed + i // 2, (-1) ** i)
         for i in range(settings.n_shuffled if len(material.positive) > 1 else 0)
     ]
-    up_and_down = [_at(vector, dial) for dial in dials]
-    nulls = match_divergence(model, up_and_down[0], [_at(null, dials[0]) for null in (*randoms, *shuffles)], rows)
+    up_and_down = [at_dial(vector, dial) for dial in dials]
+    nulls = match_divergence(model, up_and_down[0], [at_dial(null, dials[0]) for null in (*randoms, *shuffles)], rows)
     steerings = [Steering(), *up_and_down, *nulls]
     scores = score_replies(model, rows, steerings, divergence=True, progress=tell)
     measured, reached = contrast(scores.means), percentiles(scores.divergences)

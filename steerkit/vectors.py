@@ -266,26 +266,58 @@ class VectorSet(Mapping[str, SteeringVector]):
 
 
 def describe_vectors(vectors: Sequence[SteeringVector]) -> str:
-    """A Markdown page that lists vectors with what is known of each."""
+    """A Markdown page that lists vectors with what is known of each; what nobody has measured shows as –."""
+    reliable = sum(bool(vector.evidence.get("reliable")) for vector in vectors)
+    tested = sum("reliable" in vector.evidence for vector in vectors)
     lines = [
         "# Vectors",
         "",
-        "Made by `steerkit extract --all`; this page too. Layer is the one used when nobody names one. Pairs agree:",
-        "mean cosine of the pairs' differences with their mean. Split-half: cosine of the two halves' directions.",
+        "Made by `steerkit extract --all` and `steerkit calibrate --all`; this page too.",
+        f"Of {tested} tested vectors {reliable} are reliable.",
         "",
-        "| model | persona | against | pairs | layer | norm | pairs agree | split-half | refusals | length |",
-        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
+        "- **place**: the layer or band that moves the model's own held-out replies most for the same KL",
+        "- **limit**: the dials, down and up, at which the 95th percentile of per-token KL reaches 1 nat; past them text",
+        "  falls apart",
+        "- **shift**: of propensity on unseen items, nats a token, with its 95 % interval, at the dials up and down where",
+        "  KL is about half a nat",
+        "- **random**, **shuffled**: the largest and smallest shift of 20 random and 10 shuffled-label directions at equal KL",
+        "- **wrong way**: the share of items that move against the dial",
+        "- **agree**: mean cosine of the pairs' differences with their mean; **halves**: cosine of the two halves'",
+        "  directions; **d′**: separation on held-out questions. They are known before anything is steered",
+        "- **reliable**: both shifts are beyond every null, their intervals exclude zero, and at most a fifth of the items",
+        "  move the wrong way",
+        "",
+        "| vector | against | reliable | place | limit | shift up | shift down | random | shuffled | wrong way | agree "
+        "| halves | d′ |",
+        "|---|---|---|---|---|---|---|---|---|---:|---:|---:|---:|",
     ]
-    for vector in vectors:
-        made, audit = vector.provenance, vector.provenance.get("audit", {})
-        agree, split = (_at(vector.evidence.get(key), vector.layer) for key in ("pair_agreement", "split_half"))
-        norm = float(vector.directions[vector.layer].norm())
-        lines.append(
-            f"| {vector.model.name} | {vector.name} | {made.get('against', '')} | {made.get('n_pairs', '')} "
-            f"| {vector.layer} | {norm:.1f} | {agree} | {split} "
-            f"| {audit.get('refusals', '')} | {audit.get('length_ratio', '')} |"
-        )
+    models = dict.fromkeys(vector.model.name for vector in vectors)
+    for model in models:
+        if len(models) > 1:
+            lines.append(f"| **{model}** |" + " |" * 12)
+        lines += [f"| {' | '.join(_cells(vector))} |" for vector in vectors if vector.model.name == model]
     return "\n".join(lines) + "\n"
+
+
+def _cells(vector: SteeringVector) -> list[str]:
+    """One vector's line of the table."""
+    known = vector.evidence
+    known_layers = [_at(known.get(key), vector.layer) for key in ("pair_agreement", "split_half", "d_prime")]
+    head = [vector.name, str(vector.provenance.get("against", "–"))]
+    if "test" not in known:
+        return [*head, *["–"] * 8, *known_layers]
+    first, last = vector.place
+    test, nulls = known["test"], known["nulls"]
+    return [
+        *head,
+        "yes" if known["reliable"] else "**no**",
+        str(first) if first == last else f"{first}–{last}",
+        f"{known['limit_below']:.2f} … {known['limit']:.2f}",
+        *(f"{test[way]['shift']:+.2f} [{test[way]['low']:+.2f}, {test[way]['high']:+.2f}]" for way in ("up", "down")),
+        *(f"{null['least']:+.2f} … {null['most']:+.2f}" if null["n"] else "–" for null in nulls.values()),
+        f"{test['anti_steerable']:.0%}",
+        *known_layers,
+    ]
 
 
 def _at(values: Sequence[float] | None, layer: int) -> str:

@@ -18,7 +18,7 @@ TIERS = [
     {"tui", "server"},
     {"experiments", "sweeps", "engines"},
     {"evaluation", "calibration", "spaces", "plots", "exchange"},
-    {"measures", "nulls", "items"},
+    {"measures", "nulls", "items", "limits"},
     {"generation", "extraction", "training"},
     {"steering", "expressions"},
     {"vectors", "models", "personas", "estimators"},

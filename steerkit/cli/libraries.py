@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -13,6 +13,9 @@ from rich.text import Text
 from steerkit.cli.console import out, print_json, print_table, progress, quiet_libraries, talk
 from steerkit.cli.options import Json, ModelName
 from steerkit.errors import OutputError, SteerkitError
+
+if TYPE_CHECKING:
+    from steerkit.vectors import SteeringVector
 
 personas_app = typer.Typer(help="The characters that can be extracted.", invoke_without_command=True)
 vectors_app = typer.Typer(help="The vectors that have been made.", invoke_without_command=True)
@@ -105,22 +108,50 @@ def list_vectors(model: ModelName = None, json: Json = False) -> None:
 
     found = {path: vectors.load_vector(path) for path in vectors.list_vectors(model and model_title(model)).values()}
     if json:
-        rows = [{"name": v.name, "model": v.model.name, "path": str(path)} for path, v in found.items()]
+        rows = [
+            {"name": v.name, "model": v.model.name, "path": str(path), "reliable": v.evidence.get("reliable")}
+            for path, v in found.items()
+        ]
         print_json({"vectors": rows})
         return
     if not found:
         talk().print("no vectors yet; make one with: steerkit extract hal")
-    table = _table("name", "model", "layer", "norm", "pairs agree", "split-half", "file")
+    table = _table("name", "model", "place", "limit", "shift", "wrong way", "reliable", "agree", "halves", "file")
     for path, vector in found.items():
-        l = vector.layer
-        known = [vector.evidence.get(key) for key in ("pair_agreement", "split_half")]
-        numbers = [f"{values[l]:.2f}" if values else "–" for values in known]
-        norm = f"{float(vector.directions[l].norm()):.1f}"
+        row = _summary(vector)
+        verdict = Text(row["reliable"], {"yes": "green", "no": "yellow"}.get(row["reliable"], "dim"))
+        known = [_layer_value(vector, key, vector.layer) for key in ("pair_agreement", "split_half")]
         table.add_row(
-            Text(vector.name, "bold"), Text(vector.model.name), str(l), norm, *numbers, Text(str(path), "dim")
+            Text(vector.name, "bold"),
+            Text(vector.model.name),
+            *(row[key] for key in ("place", "limit", "shift", "wrong way")),
+            verdict,
+            *known,
+            Text(str(path), "dim"),
         )
     if found:
         print_table(table)
+
+
+def _summary(vector: SteeringVector) -> dict[str, str]:
+    """What calibration found, as short texts; – where it was never run."""
+    known = vector.evidence
+    first, last = vector.place
+    place = str(first) if first == last else f"{first}-{last}"
+    if "test" not in known:
+        return {"place": place, "limit": "–", "shift": "–", "wrong way": "–", "reliable": "–"}
+    return {
+        "place": place,
+        "limit": f"{known['limit_below']:.2f} … {known['limit']:.2f}",
+        "shift": f"{known['test']['up']['shift']:+.2f}",
+        "wrong way": f"{known['test']['anti_steerable']:.0%}",
+        "reliable": "yes" if known["reliable"] else "no",
+    }
+
+
+def _layer_value(vector: SteeringVector, key: str, l: int) -> str:
+    values = vector.evidence.get(key)
+    return f"{values[l]:.2f}" if values else "–"
 
 
 @vectors_app.command("show")
@@ -148,12 +179,42 @@ def show_vector(
     )
     for example in audit.get("examples", []):
         console.print(Text(f"  + {example['positive']}\n  – {example['negative']}", "dim"))
-    table = _table("layer", "norm", "pairs agree", "split-half")
+    _show_evidence(found)
+    table = _table("layer", "norm", "pairs agree", "split-half", "d′", "shift at half a nat")
+    tried = {tuple(row["layers"]): row for row in found.evidence.get("places", ())}
     for l, norm in enumerate(norms):
-        known = [found.evidence.get(key) for key in ("pair_agreement", "split_half")]
-        numbers = [f"{values[l]:.2f}" if values else "–" for values in known]
-        table.add_row(f"{l}{' ←' if l == found.layer else ''}", f"{norm:.2f}", *numbers)
+        known = [_layer_value(found, key, l) for key in ("pair_agreement", "split_half", "d_prime")]
+        shift = f"{tried[l, l]['shift']:+.2f}" if (l, l) in tried else ""
+        table.add_row(f"{l}{' ←' if l == found.layer else ''}", f"{norm:.2f}", *known, shift)
     print_table(table)
+
+
+def _show_evidence(vector: SteeringVector) -> None:
+    """What calibration found, with its nulls, and the thresholds that cap and floor use."""
+    console, known, row = out(), vector.evidence, _summary(vector)
+    if "test" not in known:
+        console.print(Text(f"evidence   none yet; measure it with: steerkit calibrate {vector.name}", "dim"))
+        return
+    test, nulls = known["test"], known["nulls"]
+    verdict = Text("reliable", "bold green") if known["reliable"] else Text("not reliable", "bold yellow")
+    console.print(Text.assemble(("evidence   ", "dim"), verdict, f" · layers {row['place']} · limit {row['limit']}"))
+    for way in ("up", "down"):
+        moved = test[way]
+        text = f"dial {moved['dial']:+.2f} moves {test['items']} unseen items {moved['shift']:+.2f}"
+        console.print(
+            Text(f"           {text} [{moved['low']:+.2f}, {moved['high']:+.2f}], KL p95 {moved['kl_p95']:.2f}")
+        )
+    for kind, null in nulls.items():
+        if null["n"]:
+            ends = f"{null['least']:+.2f} … {null['most']:+.2f}, mean {null['mean']:+.2f}"
+            console.print(Text(f"           {null['n']} {kind} directions at equal KL: {ends}", "dim"))
+    steer = f"steerability {test['steerability']:+.2f} nats a dial · {row['wrong way']} of items move the wrong way"
+    console.print(Text(f"           {steer}"))
+    bands = [entry for entry in known["places"] if entry["layers"][0] != entry["layers"][1]]
+    told = " · ".join(f"{first}-{last} {entry['shift']:+.2f}" for entry in bands for first, last in [entry["layers"]])
+    console.print(Text(f"           bands at half a nat: {told}", "dim"))
+    limits = known["thresholds"]
+    console.print(Text(f"           cap({vector.name}) means {limits['p75']:.2f}, floor {limits['p25']:.2f}", "dim"))
 
 
 @vectors_app.command("compare")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,7 +75,7 @@ def extract_one(model: Model, pair: Pair, recipe: Recipe, path: Path) -> dict[st
 
     started = time.perf_counter()
     with progress(f"{pair.negative.name} → {pair.positive.name}") as tell, quiet_libraries():
-        vector = extraction.extract(model, pair, recipe, tell)
+        vector = keep_evidence(extraction.extract(model, pair, recipe, tell), path)
     vector.save(path)
     audit = vector.provenance["audit"]
     for line in extraction.audit_warnings(audit):
@@ -94,6 +95,23 @@ def extract_one(model: Model, pair: Pair, recipe: Recipe, path: Path) -> dict[st
         "split_half": vector.evidence["split_half"][vector.layer],
         "audit": {key: audit[key] for key in ("replies", "refusals", "label_echoes", "empty", "length_ratio")},
     }
+
+
+def keep_evidence(vector: SteeringVector, path: Path) -> SteeringVector:
+    """A direction that comes out the same again is still what it was calibrated to be."""
+    import torch
+
+    from steerkit.errors import VectorError
+    from steerkit.vectors import load_vector
+
+    try:
+        before = load_vector(path)
+    except VectorError:
+        return vector
+    same = before.model == vector.model and torch.equal(before.directions, vector.directions)
+    if not (same and torch.equal(before.baseline, vector.baseline)):
+        return vector
+    return replace(vector, evidence={**before.evidence, **vector.evidence})
 
 
 def _place(pair: Pair, model_name: str, output: Path | None, several: bool) -> Path:
