@@ -121,20 +121,21 @@ def both_orders(where: str, question: str, matching: str, other: str) -> tuple[C
     answers = matching.strip(), other.strip()
     options = OPTION.findall(question)
     if not options:
-        first, second = sorted(answers, reverse=True)
-        ask = f"{question.strip()}\nAnswer with one word, {{}} or {{}}."
-        return Choice(ask.format(first, second), *answers), Choice(ask.format(second, first), *answers)
+        orders = sorted(answers, reverse=True), sorted(answers)
+        asked = [f"{question.strip()}\nAnswer with one word, {first} or {second}." for first, second in orders]
+        return Choice(asked[0], *answers), Choice(asked[1], *answers)
     letters = [letter for letter, _ in options]
     wanted = [answer.strip("() ") for answer in answers]
     if len(options) != 2 or sorted(wanted) != sorted(letters):
         raise ItemError(f"{where}: the answers {answers[0]} and {answers[1]} are not the two options of the question")
     head = question[: OPTION.search(question).start()].rstrip()  # type: ignore[union-attr]
+
+    def ask(texts: Sequence[str]) -> str:
+        listed = "\n".join(f"({letter}) {text}" for letter, text in zip(letters, texts, strict=True))
+        return f"{head}\n{listed}\nAnswer with the letter of your choice."
+
     texts = [text for _, text in options]
-    ask = f"{head}\n({letters[0]}) {{}}\n({letters[1]}) {{}}\nAnswer with the letter of your choice."
-    return (
-        Choice(ask.format(*texts), *answers),
-        Choice(ask.format(*reversed(texts)), *reversed(answers)),
-    )
+    return Choice(ask(texts), *answers), Choice(ask(texts[::-1]), *reversed(answers))
 
 
 def choice_rows(

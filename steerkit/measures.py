@@ -114,7 +114,7 @@ def percentiles(divergences: Float[Tensor, "k n t"], quantile: float = 0.95) -> 
 
 
 def match_divergence(
-    model: Model, steering: Steering, nulls: Sequence[Steering], rows: Sequence[Row], most: int = 6
+    model: Model, steering: Steering, nulls: Sequence[Steering], rows: Sequence[Row], most: int = 4
 ) -> list[Steering]:
     """Scale the vectors of each null until it costs as much KL as the steering does; the scale is found on a few rows.
 
@@ -242,17 +242,21 @@ def write_texts(
 
 def _costs(
     model: Model, spoken: Sequence[tuple[tuple[Sequence[int], Steering], Sequence[int]]], batch_size: int = 40
-) -> Iterator[tuple[Float[Tensor, " s"], Float[Tensor, " s"]]]:
+) -> list[tuple[Float[Tensor, " s"], Float[Tensor, " s"]]]:
     """Per token: KL from the unsteered model, and the loss under it."""
-    for start in range(0, len(spoken), batch_size):
-        part = spoken[start : start + batch_size]
-        rows = [(prompt, tokens) for (prompt, _), tokens in part]
-        steered = reply_logits(model, rows, [steering for (_, steering), _ in part])
-        plain = reply_logits(model, rows, [Steering()] * len(part))
-        for ours, theirs, (_, tokens) in zip(steered, plain, rows, strict=True):
+    # Rows with the same prompt share it when they share a pass, so they are brought together.
+    order = sorted(range(len(spoken)), key=lambda i: list(spoken[i][0][0]))
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    for start in range(0, len(order), batch_size):
+        part = order[start : start + batch_size]
+        rows = [(spoken[i][0][0], spoken[i][1]) for i in part]
+        steerings = [spoken[i][0][1] for i in part]
+        logits = reply_logits(model, [*rows, *rows], [*steerings, *[Steering()] * len(part)])
+        for i, (_, tokens), ours, theirs in zip(part, rows, logits[: len(part)], logits[len(part) :], strict=True):
             unsteered = theirs.log_softmax(-1)
             loss = -unsteered.gather(-1, torch.tensor(tokens, device=unsteered.device)[:, None])[:, 0]
-            yield _divergence(ours.log_softmax(-1), unsteered).cpu(), loss.cpu()
+            found[i] = _divergence(ours.log_softmax(-1), unsteered).cpu(), loss.cpu()
+    return [found[i] for i in range(len(spoken))]
 
 
 def repetition(tokens: Sequence[int]) -> float:

@@ -86,10 +86,14 @@ def _measure(model: Model, vector: SteeringVector, persona: Persona) -> None:
         shifts = measure_shifts(model, vector, persona.items, (-1.0, 1.0), progress=tell)
     up, down = shifts[1.0], shifts[-1.0]
     moved = f"dial +1 {up.mean:+.2f}, dial −1 {down.mean:+.2f} nats a token"
-    _row("tested", f"{len(persona.items)} unseen questions, layer {vector.layer}: {moved}", started)
+    first, last = vector.place
+    place = f"layer {first}" if first == last else f"layers {first}-{last}"
+    _row("tested", f"{len(persona.items)} unseen questions, {place}: {moved}", started)
     verdict = "both are beyond all of them" if up.beats_null and down.below_null else "not beyond all of them"
     null = f"{float(up.null.min()):+.2f} … {float(up.null.max()):+.2f}"
     out().print(f" {'':<9}{len(up.null)} random directions of the same length: {null}; {verdict}")
+    if limits := vector.limits():
+        out().print(f" {'':<9}calibrated before: text falls apart below {limits[0]:.2f} and above {limits[1]:.2f}")
 
 
 def _band_text(model: Model) -> str:
