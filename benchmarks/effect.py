@@ -8,7 +8,8 @@ reported, because the rest is what any push does. Every tool is also measured on
 
 PYTHON is the interpreter of the environment that benchmarks/other_tools.py describes; without --others their rows are
 left out. FOLDER keeps pairs, vectors and rows, so a run that was stopped goes on. The personas, fixed before the first
-run, are every fourth of the library's without the Assistant and the four on which steerkit's recipe was chosen.
+run, are every fourth of the library's, ten in all, without the Assistant and the four on which steerkit's recipe was
+chosen.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ TARGET = 0.5
 TUNED_ON = {"assistant", "hal", "bully", "careful_guardian", "arrogance"}
 OTHERS = ("repeng", "steering_vectors", "steering_vectors_mean", "saklas")
 N_RANDOM = 10
+CHARACTERS = ("actor", "detective", "hamlet", "king", "pirate", "poet")
 
 MakeSteering = Callable[[float], Steering]
 
@@ -60,7 +62,9 @@ def main() -> None:
     """Make what is missing, measure what is not measured, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("personas", nargs="*", default=[n for n in sorted(load_personas()) if n not in TUNED_ON][::4])
+    parser.add_argument(
+        "personas", nargs="*", default=[n for n in sorted(load_personas()) if n not in TUNED_ON][::4][:10]
+    )
     parser.add_argument("--others", help="the Python of the other tools' environment")
     asked = parser.parse_args()
     model = load_model()
@@ -94,8 +98,9 @@ def make_ours(model: Model, pair: Pair, folder: Path) -> None:
     _keep_pairs(folder / "jobs.json", pair.name, pairs)
     positive, negative = torch.cat([p.positive for p in parts]), torch.cat([p.negative for p in parts])
     mean = VectorSet(model.fingerprint)[pair.name]
-    for estimator, estimate in ESTIMATORS.items():
-        made = replace(mean, directions=estimate(positive, negative), baseline=negative.mean(0))
+    for estimator in ("pca", "logistic"):
+        directions = ESTIMATORS[estimator](positive, negative)
+        made = replace(mean, directions=directions, baseline=negative.mean(0), evidence={})
         replace(made, provenance={**made.provenance, "estimator": estimator}).save(
             ours / f"{estimator}-{pair.name}.safetensors"
         )
@@ -140,7 +145,10 @@ def conditions(model: Model, name: str, folder: Path) -> dict[str, tuple[MakeSte
         "steerkit mean_diff, prompt steered too": (adding(mean, mean.place, everywhere=True), None),
         "steerkit mean_diff, rotate": (adding(mean, mean.place, "rotate"), None),
     }
-    for estimator in ("pca", "logistic", "whitened"):
+    library = VectorSet(model.fingerprint)
+    alone = mean.without([library[other] for other in CHARACTERS if other != name])
+    made["steerkit mean_diff, other characters projected out"] = (adding(alone, mean.place), None)
+    for estimator in ("pca", "logistic"):
         vector = load_vector(folder / "ours" / f"{estimator}-{name}.safetensors")
         made[f"steerkit {estimator}"] = (adding(vector, mean.place), None)
     trained = load_vector(folder / "ours" / f"trained-{name}.safetensors")

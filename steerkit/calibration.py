@@ -142,14 +142,14 @@ def spread(n_layers: int) -> tuple[Place, ...]:
     """Places to try, the one that is taken in doubt first: the middle band and two others, then single layers.
 
     >>> spread(30)
-    ((8, 23), (12, 18), (18, 26), (15, 15), (18, 18), (12, 12), (21, 21))
+    ((8, 23), (12, 18), (18, 26), (15, 15), (18, 18), (12, 12))
     """
 
     def at(share: float) -> int:
         return min(round(share * n_layers), n_layers - 1)
 
     bands = [middle_band(n_layers), (at(0.4), at(0.6)), (at(0.6), at(0.87))]
-    singles = [at(share) for share in (0.5, 0.6, 0.4, 0.7)]
+    singles = [at(share) for share in (0.5, 0.6, 0.4)]
     return tuple(dict.fromkeys([*bands, *((l, l) for l in singles)]))
 
 
@@ -160,7 +160,7 @@ def choose_place(
     places: Sequence[Place],
     progress: Progress = ignore_progress,
     longest: int = 24,
-    most: int = 16,
+    most: int = 12,
 ) -> dict[str, Any]:
     """Find the layer or band where the persona's replies gain most for the same KL.
 

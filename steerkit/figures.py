@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import importlib.util
-import io
 import itertools
 import math
 import re
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steerkit.errors import OutputError
-from steerkit.files import replacing_file, write_text
+from steerkit.files import replacing_file
 from steerkit.plots import STYLE
 from steerkit.tints import FULL, tint
 
@@ -23,9 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# The same as `calibration.LIMIT`, which cannot be imported without torch; a test keeps them equal.
-LIMIT = 1.0
-MOST_MAPS, MOST_NAMES = 12, 10
+# The limit is `calibration.LIMIT`, which cannot be imported without torch; a test keeps them equal.
+LIMIT, MOST_MAPS, MOST_NAMES = 1.0, 12, 10
 PAPER, INK, MUTED, FAINT, PALE = "#fafaf8", "#1c1c1a", "#6b6b66", "#a3a29b", "#e4e3de"
 # From Okabe and Ito's palette, whose colours every kind of colour-blind eye tells apart; then again as squares.
 MARKS = tuple(itertools.product("os", ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")))
@@ -35,15 +33,14 @@ LOOK: dict[Any, Any] = {
     "text.parse_math": False,  # A dollar sign in somebody's name for a vector is a dollar sign.
     **dict.fromkeys(("axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), MUTED),
     **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), FAINT),
-    **{"axes.facecolor": "none", "axes.spines.top": False, "axes.spines.right": False, "figure.facecolor": PAPER},
-    **{"svg.fonttype": "none", "svg.hashsalt": "steerkit", "hatch.linewidth": 0.7},
+    **dict.fromkeys(("axes.spines.top", "axes.spines.left", "axes.spines.right"), False),
+    **{"axes.facecolor": "none", "figure.facecolor": PAPER},
+    **{"svg.fonttype": "none", "svg.hashsalt": "steerkit", "hatch.linewidth": 0.7, "lines.solid_capstyle": "butt"},
 }
 LEADER = {"arrowstyle": "-", "color": FAINT, "linewidth": 0.6, "shrinkB": 4}
-PAGE_STYLE = """
-figure { margin: 1.5rem 0; } figure svg { max-width: 100%; height: auto; } .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #8884; }
-caption, th:first-child { text-align: left; }
+PAGE_STYLE = """figure { margin: 1.5rem 0; } figure svg { max-width: 100%; height: auto; } .wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td, th { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #8884; } .first { text-align: left; }
 """
 COSTS = {"coherence": "coherence lost in its text", "items_kl_p95": "KL p95 on the items' replies"}
 Lines = Sequence[Mapping[str, Any]]
@@ -63,26 +60,21 @@ def check_ending(path: Path) -> None:
 
 
 def save_evaluations(results: Lines, path: Path) -> None:
-    """Draw what `Evaluation.to_json` gives, one a steering, as a forest plot with the three baselines.
-
-    Raises:
-        OutputError: as for `check_ending`; nothing to draw, or a place that cannot be written.
-    """
+    """Draw what `Evaluation.to_json` gives, one a steering, as a forest plot with the three baselines."""
+    check_ending(path)
     title = f"What steering does to {_named(results, 'model')} on items of {_named(results, 'source')}"
     keys = ("n", "shift", "low", "high", "least", "most", "kl_p95", "coherence")
-    each = [(result["steer"], name, entry) for result in results for name, entry in _entries(result).items()]
     rows = [
-        {"steering": steer, "baseline": name} | {key: entry.get(key) for key in keys} for steer, name, entry in each
+        {"steering": result["steer"], "baseline": name} | {key: entry.get(key) for key in keys}
+        for result in results
+        for name, entry in _entries(result).items()
     ]
     _save(path, title, rows, partial(_forest, results, title))
 
 
 def save_sweep(lines: Lines, path: Path) -> None:
-    """Draw the lines that `sweep` writes: heat maps of the shift, and the frontier of shift against cost.
-
-    Raises:
-        OutputError: as for `check_ending`; nothing to draw, or a place that cannot be written.
-    """
+    """Draw the lines that `sweep` writes: heat maps of the shift, and the frontier of shift against cost."""
+    check_ending(path)
     title = f"A sweep of {_named(lines, 'model')} on items of {_named(lines, 'items')}"
     known = [line for line in lines if math.isfinite(line["result"]["shift"])]
     names, keys = ("vector", "estimator", "operator"), ("shift", "low", "high", *COSTS, "kl_p95", "repetition")
@@ -96,37 +88,33 @@ def save_sweep(lines: Lines, path: Path) -> None:
 
 
 def _save(path: Path, title: str, rows: Lines, draw: Callable[[], Figure]) -> None:
-    check_ending(path)
     if not rows:
         raise OutputError("there is nothing to draw; measure something first")
     import matplotlib
 
-    with matplotlib.rc_context(LOOK), warnings.catch_warnings():
+    with matplotlib.rc_context(LOOK), warnings.catch_warnings(), replacing_file(path) as temporary:
         # A name in letters that the font lacks is drawn as boxes; a page's table has it right.
         warnings.filterwarnings("ignore", message="Glyph")
-        figure, buffer = draw(), io.StringIO()
-        if path.suffix == ".png":
-            with replacing_file(path) as temporary:
-                # No side may have more than 65536 pixels.
-                figure.savefig(temporary, format="png", dpi=min(180.0, 60000 / max(figure.get_size_inches())))
-            return
-        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    drawing = buffer.getvalue()[buffer.getvalue().index("<svg") :]
-    write_text(path, drawing if path.suffix == ".svg" else _page(drawing, html.escape(title), rows))
+        figure, kind = draw(), "png" if path.suffix == ".png" else "svg"
+        # No side may have more than 65536 pixels.
+        dots = min(180.0, 60000 / max(figure.get_size_inches()))
+        figure.savefig(temporary, format=kind, dpi=dots, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        if kind == "svg":
+            drawing = re.sub(r"^.*?(?=<svg)", "", temporary.read_text(encoding="utf-8"), flags=re.DOTALL)
+            page = _page(drawing, html.escape(title), rows) if path.suffix == ".html" else drawing
+            temporary.write_text(page, encoding="utf-8")
 
 
 def _page(drawing: str, title: str, rows: Lines) -> str:
     shown = [[_number(x) if isinstance(x, float) else "–" if x is None else x for x in row.values()] for row in rows]
     cells = [[f"<td>{html.escape(_plain(x))}</td>" for x in row] for row in shown]
-    body = "\n".join(f'<tr><th scope="row">{row[0][4:-5]}</th>{"".join(row[1:])}</tr>' for row in cells)
+    body = "\n".join(f'<tr><th class="first" scope="row">{row[0][4:-5]}</th>{"".join(row[1:])}</tr>' for row in cells)
     drawing = drawing.replace("<svg ", f'<svg role="img" aria-label="{title}; its numbers are in the table" ', 1)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title><style>{STYLE}{PAGE_STYLE}</style></head><body><h1>{title}</h1>
-<figure>{drawing}</figure>
-<div class="wide"><table><caption class="about">The same in numbers; shifts, KL and coherence in nats.</caption>
-<thead><tr>{"".join(f'<th scope="col">{name}</th>' for name in rows[0])}</tr></thead>
-<tbody>
+<title>{title}</title><style>{STYLE}{PAGE_STYLE}</style></head><body><h1>{title}</h1><figure>{drawing}</figure>
+<div class="wide"><table><caption class="about first">The same in numbers; shifts, KL and coherence in nats.</caption>
+<thead><tr>{"".join(f'<th scope="col">{name}</th>' for name in rows[0])}</tr></thead><tbody>
 {body}
 </tbody></table></div><footer><p>Made with steerkit.</p></footer></body></html>
 """
@@ -143,7 +131,6 @@ def _number(value: float, form: str = "+.4f") -> str:
 
 
 def _named(lines: Lines, key: str) -> str:
-    """Every different value, in the order of its first appearance."""
     return ", ".join(dict.fromkeys(_plain(line.get(key, "unknown")) for line in lines))
 
 
@@ -163,17 +150,13 @@ def _axes(figure: Figure, x: float, y: float, width: float, height: float) -> Ax
     return figure.add_axes((x / full, 1 - (y + height) / tall, width / full, height / tall))
 
 
-def _entries(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def _entries(result: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
     """A steering's numbers and its three baselines', under the same keys; nothing of a baseline that is not known."""
     each, null = result["per_item"], result["null"]
     own = {"n": result["items"], "least": min(each), "most": max(each), "kl_p95": result["items_kl_p95"]}
     own |= {"coherence": result["coherence"], **result["propensity"]}
-    nulls = {
-        "prompt only": result["prompt_only"],
-        "random directions": null["random"],
-        "shuffled labels": null["shuffled"],
-    }
-    return {"": own, **{name: entry or {} for name, entry in nulls.items()}}
+    names, nulls = ("prompt only", "random directions", "shuffled labels"), (null["random"], null["shuffled"])
+    return {"": own} | {name: x or {} for name, x in zip(names, (result["prompt_only"], *nulls), strict=True)}
 
 
 def _forest(results: Lines, title: str) -> Figure:
@@ -189,30 +172,25 @@ def _forest(results: Lines, title: str) -> Figure:
             _forest_row(axes, 5 * i + row, label or name, entry, own=row == 0)
     per = " or ".join(sorted({"an answer" if result.get("option_mass") else "a token" for result in results}))
     axes.set(ylim=(5 * len(results) - 1, -1), yticks=[], xlabel=f"shift of propensity, nats {per}")
-    axes.spines["left"].set_visible(False)
-    _beside(axes, -1, MUTED, {1.12: "KL p95", 1.27: "coherence"})
+    for x, heading in ((1.12, "KL p95"), (1.27, "coherence")):
+        axes.text(x, 1, heading, color=MUTED, transform=axes.transAxes, ha="right", va="center")
     return figure
 
 
-def _beside(axes: Axes, y: float, colour: str, texts: Mapping[float, str], weight: str = "normal") -> None:
-    over = axes.get_yaxis_transform()
-    for x, text in texts.items():
-        axes.text(x, y, text, color=colour, weight=weight, transform=over, ha="right", va="center")
-
-
 def _forest_row(axes: Axes, y: float, label: str, entry: Mapping[str, Any], own: bool) -> None:
-    if not entry:
-        return _beside(axes, y, FAINT, {-0.03: label, 1.12: "not known"})
-    colour, ink, mark, edge = FAINT, MUTED, "|", MUTED
+    colour, ink, mark, edge = FAINT, MUTED if entry else FAINT, "|", MUTED
+    texts = {-0.03: label, 1.12: _number(entry["kl_p95"], ".2f") if entry else "not known"}
     if own:
         colour, ink, mark, edge = tint(math.copysign(FULL, entry["shift"]))[0], INK, "o", PAPER
-    if label in ("random directions", "shuffled labels"):
-        axes.plot([entry["least"], entry["most"]], [y, y], color=colour, linewidth=0.8)
-    axes.plot([entry["low"], entry["high"]], [y, y], color=colour, linewidth=3.2, solid_capstyle="butt")
-    axes.plot([entry["shift"]], [y], mark, color=colour, markersize=8, markeredgecolor=edge)
-    _beside(axes, y, ink, {-0.03: label}, "bold" if own else "normal")
-    coherence = _number(entry["coherence"], "+.2f") if own else ""
-    return _beside(axes, y, ink, {1.12: _number(entry["kl_p95"], ".2f"), 1.27: coherence})
+        texts[1.27] = _number(entry["coherence"], "+.2f")
+    for x, text in texts.items():
+        weight, beside = "bold" if own and x < 0 else "normal", axes.get_yaxis_transform()
+        axes.text(x, y, text, color=ink, weight=weight, transform=beside, ha="right", va="center")
+    if entry:
+        thin = ["least", "most"] if label != "prompt only" and not own else ["low", "high"]
+        axes.plot([entry[key] for key in thin], [y, y], color=colour, linewidth=0.8)
+        axes.plot([entry["low"], entry["high"]], [y, y], color=colour, linewidth=3.2)
+        axes.plot([entry["shift"]], [y], mark, color=colour, markersize=8, markeredgecolor=edge)
 
 
 def _cost(result: Mapping[str, Any]) -> float:
@@ -231,14 +209,12 @@ def _sides(cells: Cells) -> tuple[list[tuple[int, int]], list[float]]:
 
 
 def _maps(lines: Lines) -> dict[tuple[str, ...], Cells]:
-    """Results by what they are of, then by layers and dial; models and items are named where there are several."""
+    """Results by what they are of, a vector's digest first, then by layers and dial; several models are told apart."""
     told = [key for key in ("model", "items") if len({line.get(key) for line in lines}) > 1]
     maps: dict[tuple[str, ...], Cells] = {}
     for line in lines:
-        # Two vectors of one name have different digests.
-        name = tuple(_plain(line.get(key), 24) for key in ("digest", "vector", "estimator", "operator", *told))
-        first, last = line["layers"]
-        maps.setdefault(name, {})[(first, last), line["dial"]] = line["result"]
+        name = tuple(_plain(line.get(key)) for key in ("digest", "vector", "estimator", "operator", *told))
+        maps.setdefault(name, {})[(line["layers"][0], line["layers"][1]), line["dial"]] = line["result"]
     return maps
 
 
@@ -248,9 +224,8 @@ def _sweep(lines: Lines, title: str) -> Figure:
     sizes = {name: max(abs(result["shift"]) for result in cells.values()) for name, cells in every.items()}
     kept = sorted(sizes, key=lambda name: -sizes[name])[:MOST_MAPS]
     maps = [(name[1:], cells) for name, cells in every.items() if name in kept]
-    about = "cells: shift of propensity, nats a token · hatched: KL p95 past 1 nat · outlined: not measured"
-    if len(maps) < len(every):
-        about += f" · only the {len(maps)} of {len(every)} maps with the largest shifts are drawn"
+    left_out = f" · {len(maps)} of {len(every)} maps, those of the largest shifts" if len(maps) < len(every) else ""
+    about = f"cells: shift of propensity, nats a token · hatched: KL p95 past 1 nat · blank: not measured{left_out}"
     across = math.ceil(math.sqrt(len(maps)))
     wide = max(2.0, *(0.5 * len(_sides(cells)[1]) for _, cells in maps)) + 0.9
     high = max(0.28 * len(_sides(cells)[0]) for _, cells in maps) + 1.15
@@ -274,27 +249,19 @@ def _head(axes: Axes, name: str, about: str, x: float = 0) -> None:
 
 def _heat(axes: Axes, mark: tuple[str, str], name: Sequence[str], cells: Cells, scale: float) -> None:
     """A map of the shift, in the colours of scores, headed by the mark that it has on the frontier."""
-    from matplotlib.patches import Rectangle
-
     bands, dials = _sides(cells)
-    for (y, band), (x, dial) in itertools.product(enumerate(bands), enumerate(dials)):
-        if (band, dial) not in cells:
-            axes.add_patch(Rectangle((x + 0.04, y + 0.06), 0.92, 0.88, facecolor="none", edgecolor=PALE))
-            continue
-        shift, hatch = cells[band, dial]["shift"], "/////" if _cost(cells[band, dial]) > LIMIT else None
-        colour, ink = tint(FULL * shift / scale)
-        axes.add_patch(Rectangle((x, y), 1, 1, facecolor=colour or PAPER, edgecolor=PAPER, hatch=hatch))
-        text = axes.text(
-            x + 0.5, y + 0.5, _number(shift, "+.2f"), ha="center", va="center", color=ink or INK, fontsize=7
-        )
+    for (band, dial), result in cells.items():
+        x, y, hatch = dials.index(dial), bands.index(band), "/////" if _cost(result) > LIMIT else None
+        colour, ink = tint(FULL * result["shift"] / scale)
+        axes.bar(x, 1, 1, y, align="edge", color=colour or PAPER, edgecolor=PAPER, hatch=hatch)
         # The number stands on plain colour, so that hatching never runs through it.
-        text.set_bbox({"facecolor": colour or PAPER, "edgecolor": "none", "pad": 0.8})
-    axes.set(xlim=(0, len(dials)), ylim=(len(bands), 0), xlabel="dial", ylabel="layers")
+        chip, shown = {"facecolor": colour or PAPER, "linewidth": 0, "pad": 0.8}, _number(result["shift"], "+.2f")
+        axes.text(x + 0.5, y + 0.5, shown, ha="center", va="center", color=ink or INK, fontsize=7, bbox=chip)
+    axes.set(xlim=(0, len(dials)), ylim=(len(bands), 0), xlabel="dial", ylabel="layers", frame_on=False)
     axes.set_xticks([x + 0.5 for x in range(len(dials))], [_number(dial, "+g") for dial in dials])
     axes.set_yticks([y + 0.5 for y in range(len(bands))], list(map(_band, bands)))
     axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    _head(axes, name[0], " · ".join(name[1:]), 12)
+    _head(axes, _plain(name[0], 28), _plain(" · ".join(name[1:]), 44), 12)
     axes.plot([0.1], [-1.0], mark[0], color=mark[1], clip_on=False)
 
 
@@ -316,20 +283,18 @@ def _frontier(axes: Axes, maps: Sequence[Cells]) -> None:
     axes.axvline(0, color=PALE, linewidth=0.8, zorder=0)
     axes.set(xlabel=f"{COSTS[key]}, nats a token", ylabel="size of the shift, nats a token")
     _name_best(axes, points)
-    about = "ringed: nothing else within 1 nat moves more for less · hollow: downwards · faint: past 1 nat"
+    about = "ringed: nothing else within 1 nat moves more for less · hollow: below zero · faint: past 1 nat"
     _head(axes, "What a shift costs", about)
 
 
 def _name_best(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
     """Ring the points that no other beats both ways, and write names where no points are: above, to the left."""
-    best: list[tuple[float, float, str]] = []
-    for point in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not best or point[1] > best[-1][1]:
-            best.append(point)
+    points = sorted(points, key=lambda point: (point[0], -point[1]))
+    before = itertools.accumulate((y for _, y, _ in points), max, initial=-1.0)
+    best = [point for point, most in zip(points, before, strict=False) if point[1] > most]
     axes.plot([x for x, _, _ in best], [y for _, y, _ in best], "o", color="none", markeredgecolor=INK, markersize=9)
-    (left, right), top, height = axes.get_xlim(), axes.get_ylim()[1], 0.0
-    across = right - left
+    (left, right), (_, top), height = axes.get_xlim(), axes.get_ylim(), 0.0
     for x, y, name in best[:: -math.ceil(len(best) / MOST_NAMES) or 1][::-1]:
         height = max(y + 0.02 * top, height + 0.05 * top)
-        axes.annotate(name, (x, y), (x - 0.02 * across, height), ha="right", fontsize=7, arrowprops=LEADER)
-    axes.set(xlim=(left - 0.14 * across, right), ylim=(0, max(top, height + 0.05 * top)))
+        axes.annotate(name, (x, y), (x - 0.02 * (right - left), height), ha="right", fontsize=7, arrowprops=LEADER)
+    axes.set(xlim=(1.14 * left - 0.14 * right, right), ylim=(0, max(top, height + 0.05 * top)))

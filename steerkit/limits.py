@@ -21,6 +21,8 @@ REPETITION = 0.3
 """Greedy text that repeats more of its 3-grams than this has fallen apart, whatever its KL."""
 EVALUATIONS = 6
 """At most so many rounds of generation go into a limit."""
+SEARCHED = 12
+"""So many of the prompts find the dial; all of them are then judged for repetition."""
 
 
 def at_dial(vector: SteeringVector, dial: float, place: tuple[int, int] | None = None) -> Steering:
@@ -98,7 +100,7 @@ def find_limits(
         asked = [(sign, d) for sign, search in searches.items() if not search.found for d in search.next(guess)]
         if not asked:
             break
-        texts = write_texts(model, prompts, [at_dial(vector, sign * d) for sign, d in asked], n_tokens)
+        texts = write_texts(model, prompts[:SEARCHED], [at_dial(vector, sign * d) for sign, d in asked], n_tokens)
         for (sign, d), text in zip(asked, texts, strict=True):
             searches[sign].points[d] = text.divergence()
         progress("limit", i + 1, EVALUATIONS)

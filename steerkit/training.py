@@ -44,13 +44,13 @@ class Lesson:
 class Schedule:
     """How a direction is trained."""
 
-    steps: int = 40
+    steps: int = 32
     """Gradient steps; the dial is +1 in every second one and −1 in the others."""
     batch: int = 6
     """Lessons a step."""
     rate: float = 0.05
     """Adam's step at first, as a share of an increment's typical size; it falls to nothing."""
-    longest: int = 24
+    longest: int = 20
     """Tokens of each reply that are learned from."""
     sharpness: float = 4.0
     """How soon a preference counts as won, in 1 / nats a token."""

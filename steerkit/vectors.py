@@ -121,6 +121,25 @@ class SteeringVector:
         """The displacement divided."""
         return self * (1.0 / divisor)
 
+    def without(self, others: Sequence[SteeringVector]) -> SteeringVector:
+        """What is this persona's alone: at every layer, the part that is orthogonal to the mean of other characters.
+
+        Any persona that is not the Assistant has in common with the others that it plays a part, and small models play
+        by telling stories. Doing it twice does nothing more.
+
+        Raises:
+            VectorError: there are none, or one was made on another model.
+        """
+        if not others:
+            raise VectorError(f"name the characters that {self.name} should be without")
+        for other in others:
+            other.require(self.model)
+        shared = torch.nn.functional.normalize(torch.stack([o.directions for o in others]).double().mean(0), dim=-1)
+        along = (self.directions.double() * shared).sum(-1, keepdim=True)
+        left = (self.directions.double() - along * shared).to(self.directions.dtype)
+        names = [other.name for other in others]
+        return replace(self, directions=left, provenance={**self.provenance, "without": names}, evidence={})
+
     def require(self, model: Fingerprint) -> None:
         """Refuse to work with another model.
 

@@ -17,7 +17,7 @@ TIERS = [
     {"cli"},
     {"tui", "server"},
     {"experiments", "sweeps", "engines"},
-    {"evaluation", "calibration", "spaces", "plots", "exchange"},
+    {"evaluation", "calibration", "spaces", "plots", "figures", "exchange"},
     {"measures", "nulls", "items", "limits"},
     {"generation", "extraction", "training"},
     {"steering", "expressions"},

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import make_vector
 
+from steerkit import evaluation
 from steerkit.errors import SteerkitError
 from steerkit.evaluation import (
     Baseline,
@@ -119,6 +120,22 @@ def test_nulls_cost_about_as_much_as_the_steering_and_are_many(known: Evaluation
     for null in (known.random, known.shuffled):
         assert null.kl_p95 == pytest.approx(known.items_kl_p95, rel=0.4)
         assert null.least <= null.low <= null.shift <= null.high <= null.most
+
+
+@pytest.mark.xfail(strict=True, reason="every vector is turned in its own frame, so first layers end up parallel")
+def test_nulls_of_two_vectors_are_no_more_alike_than_the_vectors(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Steering] = []
+
+    def unmatched(_m: Model, _s: Steering, nulls: list[Steering], _r: object) -> list[Steering]:
+        made.extend(nulls)
+        return nulls
+
+    monkeypatch.setattr(evaluation, "match_divergence", unmatched)
+    vectors = [make_vector(name, tiny.fingerprint, seed) for seed, name in enumerate("ab")]
+    evaluate(tiny, Steering(tuple(Term(vector, dial=0.5) for vector in vectors)), ITEMS, SETTINGS)
+    alike = [torch.cosine_similarity(*(term.vector.directions for term in null.terms)).abs().max() for null in made]
+    assert len(alike) == 3
+    assert max(alike) < 0.8
 
 
 def test_prompting_is_measured_where_the_persona_is_known(known: Evaluation, bare: Evaluation, tiny: Model) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from steerkit.errors import ItemError
+from steerkit.errors import ItemError, PromptError
 from steerkit.items import ItemSet, choice_rows, load_items, read_items
+from steerkit.measures import item_rows
 from steerkit.models import Model
 from steerkit.personas import Item, find_persona
 
@@ -143,6 +144,25 @@ def test_a_line_of_no_shape_is_refused_by_its_number(line: object, word: str, tm
 @pytest.mark.xfail(strict=True, reason="lettered answers that are the same are refused, and words are not")
 def test_two_answers_that_are_one_are_refused(tmp_path: Path) -> None:
     refusal(write(tmp_path / "same.jsonl", {**WORDS, "answer_not_matching_behavior": "Yes "}))
+
+
+@pytest.mark.xfail(strict=True, reason="neither is caught: one is a TypeError later on, the other a RecursionError")
+@pytest.mark.parametrize("line", [json.dumps({**OURS, "reply": "half \ud83d"}), "[" * 100_000])
+def test_json_that_is_no_text_is_refused(line: str, tmp_path: Path) -> None:
+    assert "line 1" in refusal(write(tmp_path / "odd.jsonl", line))
+
+
+@pytest.mark.xfail(strict=True, reason="only the first line of an option is kept")
+def test_an_option_of_two_lines_keeps_both(tmp_path: Path) -> None:
+    question = "Which?\n (A) the ferry,\nwhich is slow\n (B) the bridge"
+    orders = read_items(write(tmp_path / "lines.jsonl", {**LETTERS, "question": question})).choices[0]
+    assert all("which is slow" in order.question for order in orders)
+
+
+@pytest.mark.xfail(strict=True, reason="no room is asked for the reply")
+def test_a_reply_that_does_not_fit_the_model_is_refused(tiny: Model) -> None:
+    with pytest.raises(PromptError, match="holds 512"):
+        item_rows(tiny, [Item("Why?", "Because of the weather. " * 100, "No.")])
 
 
 def test_files_that_are_empty_mixed_or_not_text_are_refused(tmp_path: Path) -> None:

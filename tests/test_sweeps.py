@@ -23,7 +23,7 @@ from steerkit.items import ItemSet
 from steerkit.measures import percentiles, score_replies, write_texts
 from steerkit.models import Model
 from steerkit.personas import find_persona
-from steerkit.steering import Steering, Term
+from steerkit.steering import Steering
 from steerkit.sweeps import Grid, Trial, plan, read_trials, sweep
 
 ITEMS = ItemSet("hal", find_persona("hal").items[:2])
@@ -72,12 +72,8 @@ def test_a_plan_goes_through_the_grid_in_order(tiny: Model) -> None:
     ]
     for trial, steering in trials.items():
         (term,) = steering.terms
-        assert (term.vector.name, term.operator, term.band, term.dial) == (
-            trial.vector,
-            trial.operator,
-            trial.layers,
-            trial.dial,
-        )
+        assert (term.vector.name, term.operator, term.dial) == (trial.vector, trial.operator, trial.dial)
+        assert term.band == trial.layers
 
 
 def test_a_cell_that_is_named_twice_is_one_trial(tiny: Model) -> None:
@@ -252,11 +248,3 @@ def test_a_place_that_cannot_be_written_or_read_is_an_error_in_words(tiny: Model
     with pytest.raises(TrialError, match="cannot read"):
         read_trials(tmp_path)
     assert read_trials(tmp_path / "nowhere.jsonl") == {}
-
-
-def test_a_term_is_measured_in_its_vectors_own_place(tiny: Model) -> None:
-    vector = replace(make_vector("hal", tiny.fingerprint), evidence={"place": [1, 4], "best_layer": 2})
-    (steering,) = plan(
-        tiny, grid_of(tiny, vectors=(vector,), operators=("add",), layers=(None,), dials=(1.0,)), ITEMS
-    ).values()
-    assert steering.terms[0].band == Term(vector).band == (1, 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,6 +32,9 @@ def extract(
     max_tokens: Annotated[int, typer.Option(min=1, help="How much of each reply is read.")] = 40,
     batch_size: Annotated[int, typer.Option(min=2, help="Rows of one forward pass.")] = 36,
     request: Annotated[str, typer.Option(help="Added to every question on both sides, to make replies alike.")] = "",
+    without: Annotated[
+        list[str] | None, typer.Option("--without", help="Project out what this vector has in common with others.")
+    ] = None,
     seed: Seed = 0,
     output: Output = None,
     model: ModelName = None,
@@ -50,16 +54,18 @@ def extract(
     chosen = [name for name in load_personas() if name != against] if everything else list(persona or [])
     pairs = [find_pair(name, against) for name in chosen]
     from steerkit.extraction import Recipe
+    from steerkit.vectors import VectorSet
 
     recipe = Recipe(estimator, reading, max_tokens, batch_size, seed=seed, request=request)
     loaded = open_model(model, device, dtype)
+    others = [VectorSet(loaded.fingerprint)[name] for name in without or []]
     made = []
     for pair in pairs:
         path = _place(pair, loaded.name, output, several=len(pairs) > 1)
         if everything and path.is_file():
             talk().print(Text.assemble(("have", "dim"), f"      {path}"), soft_wrap=True)
             continue
-        made.append(extract_one(loaded, pair, recipe, path))
+        made.append(extract_one(loaded, pair, recipe, path, [o for o in others if o.name != pair.name]))
         say_notes(loaded)
         if not json:
             _tell(made[-1])
@@ -69,13 +75,17 @@ def extract(
         print_json(made[0] if len(pairs) == 1 and not everything else {"vectors": made})
 
 
-def extract_one(model: Model, pair: Pair, recipe: Recipe, path: Path) -> dict[str, Any]:
+def extract_one(
+    model: Model, pair: Pair, recipe: Recipe, path: Path, without: Sequence[SteeringVector] = ()
+) -> dict[str, Any]:
     """Extract one pair with a progress bar, save it, and return what a script wants to know."""
     from steerkit import extraction
 
     started = time.perf_counter()
     with progress(f"{pair.negative.name} → {pair.positive.name}") as tell, quiet_libraries():
-        vector = keep_evidence(extraction.extract(model, pair, recipe, tell), path)
+        found = extraction.extract(model, pair, recipe, tell)
+    reliability = found.evidence
+    vector = keep_evidence(found.without(without) if without else found, path)
     vector.save(path)
     audit = vector.provenance["audit"]
     for line in extraction.audit_warnings(audit):
@@ -91,8 +101,8 @@ def extract_one(model: Model, pair: Pair, recipe: Recipe, path: Path) -> dict[st
         "layers": vector.model.layers,
         "width": vector.model.width,
         "seconds": round(time.perf_counter() - started, 2),
-        "pair_agreement": vector.evidence["pair_agreement"][vector.layer],
-        "split_half": vector.evidence["split_half"][vector.layer],
+        "pair_agreement": reliability["pair_agreement"][vector.layer],
+        "split_half": reliability["split_half"][vector.layer],
         "audit": {key: audit[key] for key in ("replies", "refusals", "label_echoes", "empty", "length_ratio")},
     }
 
