@@ -30,12 +30,11 @@ MARKS = tuple(itertools.product("os", ("#0072b2", "#d55e00", "#009e73", "#cc79a7
 SANS = ["Inter", "Segoe UI", "Helvetica Neue", "Helvetica", "Arial", "Noto Sans", "Liberation Sans", "DejaVu Sans"]
 LOOK: dict[Any, Any] = {
     **{"font.family": "sans-serif", "font.sans-serif": SANS, "font.size": 8.0, "text.color": INK},
-    "text.parse_math": False,  # A dollar sign in somebody's name for a vector is a dollar sign.
     **dict.fromkeys(("axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), MUTED),
     **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), FAINT),
     **dict.fromkeys(("axes.spines.top", "axes.spines.left", "axes.spines.right"), False),
-    **{"axes.facecolor": "none", "figure.facecolor": PAPER},
-    **{"svg.fonttype": "none", "svg.hashsalt": "steerkit", "hatch.linewidth": 0.7, "lines.solid_capstyle": "butt"},
+    **{"axes.facecolor": "none", "figure.facecolor": PAPER, "text.parse_math": False},  # A name may have dollars.
+    **{"svg.fonttype": "none", "svg.hashsalt": "steerkit", "hatch.linewidth": 0.3, "lines.solid_capstyle": "butt"},
 }
 LEADER = {"arrowstyle": "-", "color": FAINT, "linewidth": 0.6, "shrinkB": 4}
 PAGE_STYLE = """figure { margin: 1.5rem 0; } figure svg { max-width: 100%; height: auto; } .wide { overflow-x: auto; }
@@ -96,8 +95,7 @@ def _save(path: Path, title: str, rows: Lines, draw: Callable[[], Figure]) -> No
         # A name in letters that the font lacks is drawn as boxes; a page's table has it right.
         warnings.filterwarnings("ignore", message="Glyph")
         figure, kind = draw(), "png" if path.suffix == ".png" else "svg"
-        # No side may have more than 65536 pixels.
-        dots = min(180.0, 60000 / max(figure.get_size_inches()))
+        dots = min(180.0, 60000 / max(figure.get_size_inches()))  # No side may have more than 65536 pixels.
         figure.savefig(temporary, format=kind, dpi=dots, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
         if kind == "svg":
             drawing = re.sub(r"^.*?(?=<svg)", "", temporary.read_text(encoding="utf-8"), flags=re.DOTALL)
@@ -251,9 +249,10 @@ def _heat(axes: Axes, mark: tuple[str, str], name: Sequence[str], cells: Cells, 
     """A map of the shift, in the colours of scores, headed by the mark that it has on the frontier."""
     bands, dials = _sides(cells)
     for (band, dial), result in cells.items():
-        x, y, hatch = dials.index(dial), bands.index(band), "/////" if _cost(result) > LIMIT else None
+        x, y, hatch = dials.index(dial), bands.index(band), "////" if _cost(result) > LIMIT else None
         colour, ink = tint(FULL * result["shift"] / scale)
-        axes.bar(x, 1, 1, y, align="edge", color=colour or PAPER, edgecolor=PAPER, hatch=hatch)
+        axes.bar(x, 1, 1, y, align="edge", color=colour or PAPER, edgecolor=PAPER)
+        axes.bar(x, 1, 1, y, align="edge", fill=False, linewidth=0, edgecolor=INK, hatch=hatch)
         # The number stands on plain colour, so that hatching never runs through it.
         chip, shown = {"facecolor": colour or PAPER, "linewidth": 0, "pad": 0.8}, _number(result["shift"], "+.2f")
         axes.text(x + 0.5, y + 0.5, shown, ha="center", va="center", color=ink or INK, fontsize=7, bbox=chip)

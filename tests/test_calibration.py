@@ -94,7 +94,7 @@ def test_calibration_writes_its_evidence_and_keeps_what_extraction_knew(
 
 
 def test_the_limit_is_where_text_reaches_it(tiny: Model, calibrated: SteeringVector, pair: Pair) -> None:
-    prompts = calibration._prompts(tiny, pair)
+    prompts = calibration._prompts(tiny, pair)[: limits.SEARCHED]
     dials = (calibrated.evidence["limit"], calibrated.evidence["limit_below"])
     for text in write_texts(tiny, prompts, [Steering((Term(calibrated, dial=d),)) for d in dials], SETTINGS.n_tokens):
         assert text.divergence() == pytest.approx(limits.LIMIT, rel=0.15)

@@ -18,14 +18,13 @@ from steerkit.figures import check_ending, save_evaluations, save_sweep
 
 pytest.importorskip("matplotlib")
 
-ATTACK = "<script>alert('\"&')</script>"
 BASELINES = ("prompt only", "random directions", "shuffled labels")
 
 
-def make_result(steer: str = "1 hal @8-23", known: bool = True, shift: float = 0.3125) -> dict[str, Any]:
+def make_result(steer: str = "1 hal @8-23", known: bool = True) -> dict[str, Any]:
     """What `Evaluation.to_json` gives."""
     null = {"n": 20, "shift": 0.01, "low": -0.02, "high": 0.04, "least": -0.1234, "most": 0.1, "kl_p95": 0.52}
-    moved = {"unsteered": -0.2, "steered": shift - 0.2, "shift": shift, "low": 0.25, "high": 0.375}
+    moved = {"unsteered": -0.2, "steered": 0.1125, "shift": 0.3125, "low": 0.25, "high": 0.375}
     one = null if known else None
     baselines = {"prompt_only": one, "null": {"random": one, "shuffled": one}}
     costs = {"kl_p95": 0.61, "items_kl_p95": 0.53, "coherence": 0.21, "option_mass": None}
@@ -44,12 +43,8 @@ def make_line(
 
 
 def make_grid(vectors: int = 2) -> list[dict[str, Any]]:
-    return [
-        make_line(dial, layers, f"vector{i}", shift=0.2 * dial * (1 + i / 10), cost=0.5 * dial * dial)
-        for i in range(vectors)
-        for layers in ((3, 3), (2, 5))
-        for dial in (-1.0, 0.5, 1.0)
-    ]
+    cells = [(i, layers, dial) for i in range(vectors) for layers in ((3, 3), (2, 5)) for dial in (-1.0, 0.5, 1.0)]
+    return [make_line(dial, layers, f"vector{i}", 0.2 * dial * (1 + i / 10), 0.5) for i, layers, dial in cells]
 
 
 class Page(HTMLParser):
@@ -70,7 +65,7 @@ class Page(HTMLParser):
             self.rows[-1].append("")
 
     def handle_data(self, data: str) -> None:
-        if self.rows and self.rows[-1] and self.tags[-1] in ("td", "th") and data.strip():
+        if self.tags[-1:] in (["td"], ["th"]) and data.strip():
             self.rows[-1][-1] += data
 
 
@@ -79,19 +74,12 @@ def svg_texts(path: Path) -> list[str]:
     return ["".join(node.itertext()).strip() for node in root.iter("{http://www.w3.org/2000/svg}text")]
 
 
-def hatches(path: Path) -> int:
-    return path.read_text(encoding="utf-8").count('style="fill: url(#h')
-
-
 Save = Callable[[Any, Path], None]
-PAIR = [make_result(), make_result("-1 hal")]
 
 
-@pytest.mark.parametrize(("save", "data"), [(save_evaluations, PAIR), (save_sweep, make_grid())])
+@pytest.mark.parametrize(("save", "data"), [(save_evaluations, [make_result()]), (save_sweep, make_grid())])
 class TestFiles:
-    @pytest.mark.parametrize(
-        ("ending", "begins"), [("png", b"\x89PNG"), ("svg", b"<svg"), ("html", b"<!doctype html>")]
-    )
+    @pytest.mark.parametrize(("ending", "begins"), [("png", b"\x89PNG"), ("svg", b"<svg"), ("html", b"<!doctype")])
     def test_the_ending_chooses_the_picture_and_the_same_data_make_the_same_bytes(
         self, tmp_path: Path, save: Save, data: Any, ending: str, begins: bytes
     ) -> None:
@@ -111,9 +99,8 @@ class TestFiles:
         assert list(tmp_path.iterdir()) == []
 
     def test_nothing_to_draw_is_said(self, tmp_path: Path, save: Save, data: Any) -> None:
-        del data
         with pytest.raises(OutputError, match="nothing to draw"):
-            save([], tmp_path / "out.svg")
+            save(data[:0], tmp_path / "out.svg")
 
     def test_a_page_fetches_nothing(self, tmp_path: Path, save: Save, data: Any) -> None:
         save(data, tmp_path / "out.html")
@@ -158,7 +145,9 @@ class TestEvaluations:
             assert shown in texts
         assert any("tiny-llama" in text and "hal" in text for text in texts)
 
-    @pytest.mark.parametrize("steer", [ATTACK, "cost $1 and $2", "an\x00unprintable\ud800 hal", "哈尔 0.5"])
+    @pytest.mark.parametrize(
+        "steer", ["<script>alert('\"&')</script>", "cost $1 and $2", "an\x00unprintable\ud800 hal", "哈尔 0.5"]
+    )
     def test_a_name_is_only_text(self, tmp_path: Path, steer: str) -> None:
         for ending in (".svg", ".html"):
             save_evaluations([make_result(steer)], tmp_path / f"out{ending}")
@@ -179,8 +168,9 @@ class TestSweeps:
         for shown in ("−0.20", "+0.10", "+0.22", "2-5", "+0.5", "vector0", "vector1", "mean · add"):
             assert shown in texts
 
-    def test_one_cell_is_drawn(self, tmp_path: Path) -> None:
-        save_sweep([make_line(shift=0.0)], tmp_path / "out.svg")
+    def test_one_cell_is_drawn_and_hatched_visibly_even_where_its_colour_is_the_papers(self, tmp_path: Path) -> None:
+        save_sweep([make_line(shift=0.0, cost=2.0)], tmp_path / "out.svg")
+        assert f"stroke: {figures.INK}" in (tmp_path / "out.svg").read_text().partition("<pattern")[2]
         assert "+0.00" in svg_texts(tmp_path / "out.svg")
 
     def test_a_missing_cell_is_left_blank(self, tmp_path: Path) -> None:
@@ -192,7 +182,7 @@ class TestSweeps:
     @pytest.mark.parametrize(("cost", "hatched"), [(1.0, 0), (1.01, 1)])
     def test_a_cell_past_the_limit_is_hatched_and_not_the_best(self, tmp_path: Path, cost: float, hatched: int) -> None:
         save_sweep([make_line(0.5), make_line(1.0, shift=0.5, cost=cost)], tmp_path / "out.svg")
-        assert hatches(tmp_path / "out.svg") == hatched
+        assert (tmp_path / "out.svg").read_text().count("fill: url(#h") == hatched
         assert ("15 at +1" in svg_texts(tmp_path / "out.svg")) == (not hatched)
 
     def test_without_text_the_cost_is_the_kl_on_the_items(self, tmp_path: Path) -> None:
