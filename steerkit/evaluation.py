@@ -270,18 +270,22 @@ def _pairs(steering: Steering) -> list[Pair] | None:
         return None
 
 
-def _swap(steering: Steering, other: Callable[[SteeringVector], SteeringVector]) -> Steering:
-    """The same steering with other vectors, each in the place of the one it stands for."""
+def _swap(steering: Steering, other: Callable[[int, SteeringVector], SteeringVector]) -> Steering:
+    """The same steering with other vectors, each in the place of the one it stands for; `other` is told which term."""
 
-    def swapped(vector: SteeringVector, place: tuple[int, int]) -> SteeringVector:
-        return replace(other(vector), evidence={"place": list(place), "best_layer": place[0]})
+    def swapped(i: int, vector: SteeringVector, place: tuple[int, int]) -> SteeringVector:
+        return replace(other(i, vector), evidence={"place": list(place), "best_layer": place[0]})
 
-    terms = (replace(term, vector=swapped(term.vector, term.band), layers=term.band) for term in steering.terms)
+    terms = (
+        replace(term, vector=swapped(i, term.vector, term.band), layers=term.band)
+        for i, term in enumerate(steering.terms)
+    )
     return replace(steering, terms=tuple(terms))
 
 
-def _random(seed: int, vector: SteeringVector) -> SteeringVector:
-    return random_like(vector, seed)
+def _random(seed: int, term: int, vector: SteeringVector) -> SteeringVector:
+    # Every term is turned another way; by one seed, two vectors' first layers would end up parallel.
+    return random_like(vector, seed + 7919 * term)
 
 
 def _shuffles(
@@ -298,10 +302,9 @@ def _shuffles(
         if len(positive) < 2:
             return []
         sides[pair.name] = positive, negative
-    by_vector = {id(term.vector): pair.name for term, pair in zip(steering.terms, pairs, strict=True)}
 
-    def shuffled(i: int, vector: SteeringVector) -> SteeringVector:
-        return shuffled_like(vector, *sides[by_vector[id(vector)]], settings.seed + i // 2, (-1) ** i)
+    def shuffled(i: int, term: int, vector: SteeringVector) -> SteeringVector:
+        return shuffled_like(vector, *sides[pairs[term].name], settings.seed + i // 2, (-1) ** i)
 
     return [_swap(steering, partial(shuffled, i)) for i in range(settings.n_shuffled)]
 

@@ -19,7 +19,7 @@ from steerkit.errors import ItemError, nearest
 from steerkit.models import Message, Model
 from steerkit.personas import Item, load_personas
 
-OPTION = re.compile(r"^\s*\(([A-Z])\)\s*(.+?)\s*$", re.MULTILINE)
+OPTION = re.compile(r"^[ \t]*\(([A-Z])\)[ \t]*(.+?)\s*(?=^[ \t]*\([A-Z]\)|\Z)", re.MULTILINE | re.DOTALL)
 OURS = ("question", "reply", "assistant_reply")
 THEIRS = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
 
@@ -34,6 +34,8 @@ class Choice:
     """The persona's answer."""
     other: str
     """The other one."""
+    asked: str = ""
+    """The question as it stands in the file, without how to answer."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class ItemSet:
 
     def questions(self) -> list[str]:
         """What is asked, without how to answer."""
-        return [item.question for item in self.items] or [first.question for first, _ in self.choices]
+        return [item.question for item in self.items] or [first.asked for first, _ in self.choices]
 
     def head(self, most: int) -> ItemSet:
         """The first few."""
@@ -101,8 +103,11 @@ def read_items(path: Path) -> ItemSet:
 def _line(where: str, line: str) -> Item | tuple[Choice, Choice]:
     try:
         data: Any = json.loads(line)
-    except ValueError as error:
-        raise ItemError(f"{where} is not JSON: {error}") from error
+        # Half of a surrogate pair is JSON, but no text that a tokenizer takes.
+        text = json.dumps(data, ensure_ascii=False)
+        text.encode("utf-8")
+    except (ValueError, RecursionError) as error:
+        raise ItemError(f"{where} is not JSON: {' '.join(str(error).split())[:120]}") from error
     for keys in (OURS, THEIRS):
         if isinstance(data, dict) and all(isinstance(data.get(key), str) and data[key].strip() for key in keys):
             values = [data[key] for key in keys]
@@ -119,11 +124,13 @@ def both_orders(where: str, question: str, matching: str, other: str) -> tuple[C
         ItemError: an answer is not among the options.
     """
     answers = matching.strip(), other.strip()
+    if answers[0] == answers[1]:
+        raise ItemError(f"{where}: both answers are {answers[0]}; one should show the persona and the other not")
     options = OPTION.findall(question)
     if not options:
         orders = sorted(answers, reverse=True), sorted(answers)
         asked = [f"{question.strip()}\nAnswer with one word, {first} or {second}." for first, second in orders]
-        return Choice(asked[0], *answers), Choice(asked[1], *answers)
+        return Choice(asked[0], *answers, question.strip()), Choice(asked[1], *answers, question.strip())
     letters = [letter for letter, _ in options]
     wanted = [answer.strip("() ") for answer in answers]
     if len(options) != 2 or sorted(wanted) != sorted(letters):
@@ -135,7 +142,8 @@ def both_orders(where: str, question: str, matching: str, other: str) -> tuple[C
         return f"{head}\n{listed}\nAnswer with the letter of your choice."
 
     texts = [text for _, text in options]
-    return Choice(ask(texts), *answers), Choice(ask(texts[::-1]), *reversed(answers))
+    swapped = ask(texts[::-1])
+    return Choice(ask(texts), *answers, question.strip()), Choice(swapped, *reversed(answers), question.strip())
 
 
 def choice_rows(

@@ -141,8 +141,9 @@ def item_rows(model: Model, items: Sequence[Item], before: Sequence[Message] = (
     """Both replies of every item, the persona's first, as rows; `before` comes before each question."""
     rows: list[Row] = []
     for item in items:
-        prompt = model.chat_tokens([*before, {"role": "user", "content": item.question}])
-        rows += [(prompt, model.reply_tokens(reply)) for reply in (item.reply, item.assistant_reply)]
+        replies = [model.reply_tokens(reply) for reply in (item.reply, item.assistant_reply)]
+        prompt = model.chat_tokens([*before, {"role": "user", "content": item.question}], max(map(len, replies)))
+        rows += [(prompt, reply) for reply in replies]
     return rows
 
 
@@ -216,6 +217,8 @@ def write_texts(
     Returns:
         A text a steering.
     """
+    if not prompts:
+        return [Text((), torch.zeros(0), 0.0, 0.0) for _ in steerings]
     at_once = max(1, batch_size // len(prompts))
     texts: list[Text] = []
     for start in range(0, len(steerings), at_once):

@@ -25,7 +25,9 @@ def random_like(vector: SteeringVector, seed: int) -> SteeringVector:
     draw = torch.Generator().manual_seed(seed)
     frame, weights = torch.linalg.qr(vector.directions.double().T)
     noise = torch.randn(frame.shape, generator=draw, dtype=torch.float64)
-    turned = (torch.linalg.qr(noise).Q @ weights).T
+    # Householder's signs are not random: as they come, the first coordinate of the first axis is never positive.
+    axes, triangle = torch.linalg.qr(noise)
+    turned = (axes * triangle.diagonal().sign() @ weights).T
     return replace(
         vector, name=f"random_{seed}", directions=turned.to(vector.directions.dtype), evidence=_place(vector)
     )

@@ -32,6 +32,9 @@ from steerkit.weights import Progress, ignore_progress
 
 Band = tuple[int, int]
 
+BEGINNING = b'{"dial": '
+"""How a line begins: keys are sorted, and this is the first."""
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -240,9 +243,9 @@ def read_trials(path: Path) -> dict[str, dict[str, Any]]:
     except OSError as error:
         raise TrialError(f"cannot read {path}: {error}") from error
     whole, _, torn = data.rpartition(b"\n")
-    if torn:
-        with path.open("r+b") as file:
-            file.truncate(len(data) - len(torn))
+    # A sweep's line begins with its first key, so a torn one does too, as far as it goes; anything else is not ours.
+    if torn and not BEGINNING.startswith(torn[: len(BEGINNING)]):
+        raise TrialError(f"{path} ends in what is no trial of a sweep; name another file with -o")
     known: dict[str, dict[str, Any]] = {}
     for number, text in enumerate(whole.split(b"\n") if whole else [], 1):
         try:
@@ -250,4 +253,7 @@ def read_trials(path: Path) -> dict[str, dict[str, Any]]:
             known[line["key"]] = line
         except (ValueError, KeyError, TypeError) as error:
             raise TrialError(f"{path} line {number} is no trial of a sweep; name another file with -o") from error
+    if torn:
+        with path.open("r+b") as file:
+            file.truncate(len(data) - len(torn))
     return known

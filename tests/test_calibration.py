@@ -16,7 +16,7 @@ from steerkit import calibration, limits
 from steerkit.calibration import Material, Settings, calibrate, choose_place, prove, separation, spread
 from steerkit.errors import PersonaError, VectorError
 from steerkit.extraction import Contrast, Recipe, contrasts
-from steerkit.measures import item_rows, write_texts
+from steerkit.measures import Scores, item_rows, write_texts
 from steerkit.models import Model
 from steerkit.nulls import shuffled_like
 from steerkit.personas import Pair, find_pair
@@ -149,6 +149,38 @@ def test_a_planted_direction_is_reliable_and_a_shuffled_one_is_not(tiny: Model, 
         found = prove(tiny, placed, pair, material, replace(SETTINGS, n_random=12, n_shuffled=6))
         assert found["reliable"] is reliable, vector.name
         assert found["nulls"]["random"]["kl_p95"] == pytest.approx(found["test"]["up"]["kl_p95"], rel=0.3)
+
+
+@pytest.mark.parametrize(
+    ("reliable", "up", "down", "null"),
+    [
+        (True, [1.0] * 5, [-1.0] * 5, 0.5),
+        (True, [4.0, 4, 4, 4, -0.1], [-4.0, -4, -4, -4, 0.1], 0.5),
+        # A null shifts as far up, or as far down; items go the wrong way; one item carries the mean; down is not down.
+        (False, [1.0] * 5, [-3.0] * 5, 1.1),
+        (False, [3.0] * 5, [-1.0] * 5, -1.1),
+        (False, [4.0, 4, 4, -0.1, -0.1], [-4.0, -4, -4, 0.1, 0.1], 0.5),
+        (False, [9.0, -0.9, 0, 0, 0], [-1.0] * 5, 0.5),
+        (False, [1.0] * 5, [-9.0, 0.9, 0, 0, 0], 0.5),
+        (False, [1.0] * 5, [0.5] * 5, 0.6),
+    ],
+)
+def test_a_reliable_vector_is_beyond_chance_steady_and_goes_the_right_way(
+    reliable: bool, up: list[float], down: list[float], null: float, tiny: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scripted(_m: Model, rows: list[object], steerings: list[Steering], **_: object) -> Scores:
+        shifts = torch.tensor([[0.0] * 5, up, down, *[[null] * 5] * (len(steerings) - 3)])
+        totals = torch.stack([shifts, torch.zeros_like(shifts)], dim=-1).flatten(1)
+        return Scores(totals, torch.ones(len(rows)), torch.full((len(steerings), len(rows), 1), 0.05))
+
+    monkeypatch.setattr(calibration, "score_replies", scripted)
+    monkeypatch.setattr(calibration, "match_divergence", lambda _m, _s, nulls, _r: nulls)
+    evidence = {"place": [3, 3], "best_layer": 3, "limit": 1.0, "limit_below": -1.0}
+    placed = replace(make_vector("hal", tiny.fingerprint), evidence=evidence)
+    whole = find_pair("hal")
+    five = Pair(replace(whole.positive, items=whole.positive.items[:5]), whole.negative)
+    material = Material([], torch.randn(4, 6, 32), torch.randn(4, 6, 32))
+    assert prove(tiny, placed, five, material, SETTINGS)["reliable"] is reliable
 
 
 def test_the_place_is_where_the_direction_works(tiny: Model, pair: Pair) -> None:

@@ -85,6 +85,20 @@ def test_lessons_the_other_way_round_teach_the_opposite(
     assert preference(tiny, found, lessons) < preference(tiny, start, lessons)
 
 
+def test_both_signs_of_the_dial_take_turns(
+    tiny: Model, start: SteeringVector, lessons: list[Lesson], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dials, loss = [], training._loss
+
+    def spied(*args: object) -> torch.Tensor:
+        dials.append(args[3])
+        return loss(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training, "_loss", spied)
+    train(tiny, start, lessons, replace(SCHEDULE, steps=4))
+    assert dials == [1.0, -1.0, 1.0, -1.0]
+
+
 def test_training_leaves_the_weights_alone(tiny: Model, start: SteeringVector, lessons: list[Lesson]) -> None:
     def digest() -> str:
         hashed = hashlib.sha256()
