@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerkit.errors import PersonaError
+from steerkit.errors import PersonaError, SteerkitError
 from steerkit.extraction import Recipe, contrasts
 from steerkit.generation import Probe, Sampling, complete
 from steerkit.limits import LIMIT, WORKING, at_dial, find_limits
@@ -107,6 +107,8 @@ def calibrate(
         )
     bare = replace(vector, evidence={k: v for k, v in vector.evidence.items() if k in ("pair_agreement", "split_half")})
     material = gather_material(model, pair, settings.seed, progress)
+    if not material.rows:
+        raise SteerkitError(f"{model.name} said nothing to any held-out question, so there is nothing to calibrate on")
     chosen = choose_place(model, bare, material.rows, settings.places or spread(model.n_layers), progress)
     placed = replace(bare, evidence={**bare.evidence, **chosen})
     prompts = _prompts(model, pair)
@@ -129,7 +131,8 @@ def gather_material(model: Model, pair: Pair, seed: int = 0, progress: Progress 
         sides.append((part.positive, part.negative))
         for case, replies in zip(part.cases, part.replies, strict=True):
             rows += [(case.bare, reply.tokens) for reply in replies]
-    return Material(rows, torch.cat([side[0] for side in sides]), torch.cat([side[1] for side in sides]))
+    positive, negative = (torch.cat([side[i] for side in sides]) for i in (0, 1))
+    return Material(rows, positive, negative)
 
 
 def _prompts(model: Model, pair: Pair) -> list[list[int]]:
@@ -180,7 +183,7 @@ def choose_place(
     # Half the difference of the two signs is the part that the dial decides; the rest is what any push does.
     shifts = (effects[:, 0] - effects[:, 1]) / 2 * (WORKING / reached.clamp_min(1e-9)).sqrt()[:, None]
     table = [
-        {"layers": list(place), "dial": round(dial, 3), "kl_p95": round(cost, 3), "shift": round(shift, 4)}
+        {"layers": list(place), "dial": float(f"{dial:.4g}"), "kl_p95": float(f"{cost:.4g}"), "shift": round(shift, 4)}
         for place, dial, cost, shift in zip(places, dials, reached.tolist(), shifts.mean(-1).tolist(), strict=True)
     ]
     singles = [i for i, (first, last) in enumerate(places) if first == last]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -26,7 +26,7 @@ from steerkit.measures import (
     write_texts,
 )
 from steerkit.models import Message, Model
-from steerkit.nulls import bootstrap, random_like, shuffled_like
+from steerkit.nulls import bootstrap, random_like, shuffled_like, turned_together
 from steerkit.personas import Item, Pair, find_pair
 from steerkit.steering import Steering, Term
 from steerkit.vectors import SteeringVector
@@ -202,7 +202,7 @@ def evaluate(
     settings = settings or Settings()
     rows = rows_of(model, items)
     pairs = _pairs(steering)
-    randoms = [_swap(steering, partial(_random, settings.seed + i)) for i in range(settings.n_random)]
+    randoms = [_random(steering, settings.seed + i) for i in range(settings.n_random)]
     shuffles = _shuffles(model, steering, pairs, settings, progress)
     nulls = match_divergence(model, steering, [*randoms, *shuffles], rows)
     tell = partial(_stage, progress)
@@ -270,22 +270,20 @@ def _pairs(steering: Steering) -> list[Pair] | None:
         return None
 
 
-def _swap(steering: Steering, other: Callable[[int, SteeringVector], SteeringVector]) -> Steering:
-    """The same steering with other vectors, each in the place of the one it stands for; `other` is told which term."""
-
-    def swapped(i: int, vector: SteeringVector, place: tuple[int, int]) -> SteeringVector:
-        return replace(other(i, vector), evidence={"place": list(place), "best_layer": place[0]})
-
+def _swap(steering: Steering, others: Sequence[SteeringVector]) -> Steering:
+    """The same steering by other vectors, one a term, each in the place of the one it stands for."""
     terms = (
-        replace(term, vector=swapped(i, term.vector, term.band), layers=term.band)
-        for i, term in enumerate(steering.terms)
+        replace(term, layers=term.band, vector=replace(other, evidence={"place": list(term.band)}))
+        for term, other in zip(steering.terms, others, strict=True)
     )
     return replace(steering, terms=tuple(terms))
 
 
-def _random(seed: int, term: int, vector: SteeringVector) -> SteeringVector:
-    # Every term is turned another way; by one seed, two vectors' first layers would end up parallel.
-    return random_like(vector, seed + 7919 * term)
+def _random(steering: Steering, seed: int) -> Steering:
+    """Random directions in the vectors' places, at the same angles to each other as they are."""
+    distinct = {id(term.vector): term.vector for term in steering.terms}
+    turned = dict(zip(distinct, turned_together(list(distinct.values()), seed), strict=True))
+    return _swap(steering, [turned[id(term.vector)] for term in steering.terms])
 
 
 def _shuffles(
@@ -303,10 +301,11 @@ def _shuffles(
             return []
         sides[pair.name] = positive, negative
 
-    def shuffled(i: int, term: int, vector: SteeringVector) -> SteeringVector:
-        return shuffled_like(vector, *sides[pairs[term].name], settings.seed + i // 2, (-1) ** i)
+    def shuffled(i: int) -> list[SteeringVector]:
+        named = zip(steering.terms, pairs, strict=True)
+        return [shuffled_like(t.vector, *sides[pair.name], settings.seed + i // 2, (-1) ** i) for t, pair in named]
 
-    return [_swap(steering, partial(shuffled, i)) for i in range(settings.n_shuffled)]
+    return [_swap(steering, shuffled(i)) for i in range(settings.n_shuffled)]
 
 
 def _prompt_only(

@@ -19,7 +19,10 @@ from steerkit.errors import ItemError, nearest
 from steerkit.models import Message, Model
 from steerkit.personas import Item, load_personas
 
-OPTION = re.compile(r"^[ \t]*\(([A-Z])\)[ \t]*(.+?)\s*(?=^[ \t]*\([A-Z]\)|\Z)", re.MULTILINE | re.DOTALL)
+# An option ends where the next one begins, at an empty line, or where the answer would stand.
+OPTION = re.compile(
+    r"^[ \t]*\(([A-Z])\)[ \t]*(.+?)\s*(?=^[ \t]*\([A-Z]\)|\n[ \t]*\n|^[ \t]*Answer:|\Z)", re.MULTILINE | re.DOTALL
+)
 OURS = ("question", "reply", "assistant_reply")
 THEIRS = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
 
@@ -126,24 +129,26 @@ def both_orders(where: str, question: str, matching: str, other: str) -> tuple[C
     answers = matching.strip(), other.strip()
     if answers[0] == answers[1]:
         raise ItemError(f"{where}: both answers are {answers[0]}; one should show the persona and the other not")
-    options = OPTION.findall(question)
+    options = list(OPTION.finditer(question))
     if not options:
         orders = sorted(answers, reverse=True), sorted(answers)
         asked = [f"{question.strip()}\nAnswer with one word, {first} or {second}." for first, second in orders]
         return Choice(asked[0], *answers, question.strip()), Choice(asked[1], *answers, question.strip())
-    letters = [letter for letter, _ in options]
+    letters = [found[1] for found in options]
     wanted = [answer.strip("() ") for answer in answers]
     if len(options) != 2 or sorted(wanted) != sorted(letters):
         raise ItemError(f"{where}: the answers {answers[0]} and {answers[1]} are not the two options of the question")
-    head = question[: OPTION.search(question).start()].rstrip()  # type: ignore[union-attr]
+    before, behind = question[: options[0].start()].rstrip(), question[options[-1].end() :]
+    behind = behind.strip().removesuffix("Answer:").rstrip()
 
     def ask(texts: Sequence[str]) -> str:
-        listed = "\n".join(f"({letter}) {text}" for letter, text in zip(letters, texts, strict=True))
-        return f"{head}\n{listed}\nAnswer with the letter of your choice."
+        listed = [f"({letter}) {text}" for letter, text in zip(letters, texts, strict=True)]
+        parts = [before, *listed, behind, "Answer with the letter of your choice."]
+        return "\n".join(part for part in parts if part)
 
-    texts = [text for _, text in options]
-    swapped = ask(texts[::-1])
-    return Choice(ask(texts), *answers, question.strip()), Choice(swapped, *reversed(answers), question.strip())
+    texts = [found[2] for found in options]
+    asked, (ours, theirs) = question.strip(), answers
+    return Choice(ask(texts), ours, theirs, asked), Choice(ask(texts[::-1]), theirs, ours, asked)
 
 
 def choice_rows(
@@ -152,6 +157,7 @@ def choice_rows(
     """Tokens of every order of every choice, the persona's answer first; `before` comes before each question."""
     rows: list[tuple[Sequence[int], Sequence[int]]] = []
     for order in (order for both in choices for order in both):
-        prompt = model.chat_tokens([*before, {"role": "user", "content": order.question}])
-        rows += [(prompt, model.reply_tokens(answer)) for answer in (order.matching, order.other)]
+        replies = [model.reply_tokens(answer) for answer in (order.matching, order.other)]
+        prompt = model.chat_tokens([*before, {"role": "user", "content": order.question}], max(map(len, replies)))
+        rows += [(prompt, reply) for reply in replies]
     return rows

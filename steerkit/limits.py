@@ -63,6 +63,15 @@ class Search:
         return d * math.exp(min(max(step, -1.0), 1.0))
 
     @property
+    def reached(self) -> bool:
+        """Whether some dial costs as much as the target."""
+        return any(cost >= self.target for cost in self.points.values())
+
+    def limit(self, guess: float) -> float:
+        """The estimate, or where no dial cost so much, the largest that was tried; nothing is known beyond it."""
+        return self.estimate(guess) if self.reached else max(self.points, default=guess)
+
+    @property
     def found(self) -> bool:
         """Whether two dials embrace the target closely, so that the line between them is as good as a measurement."""
         below = max((d for d, cost in self.points.items() if cost <= self.target), default=None)
@@ -104,15 +113,20 @@ def find_limits(
         for (sign, d), text in zip(asked, texts, strict=True):
             searches[sign].points[d] = text.divergence()
         progress("limit", i + 1, EVALUATIONS)
-    limits = {sign: search.estimate(guess) for sign, search in searches.items()}
+    limits = {sign: search.limit(guess) for sign, search in searches.items()}
     kept, by = _calm(model, vector, prompts, limits, n_repeated)
+    for sign, search in searches.items():
+        if not search.reached and by[sign] == "kl":
+            by[sign] = "the largest dial tried"
     progress("limit", EVALUATIONS, EVALUATIONS)
     return {
-        "limit": round(kept[1], 3),
-        "limit_below": round(-kept[-1], 3),
+        "limit": float(f"{kept[1]:.4g}"),
+        "limit_below": float(f"{-kept[-1]:.4g}"),
         "limited_by": by[1],
         "limited_by_below": by[-1],
-        "limit_kl_p95": {f"{sign * d:.3f}": round(c, 3) for sign, s in searches.items() for d, c in s.points.items()},
+        "limit_kl_p95": {
+            f"{sign * d:.4g}": float(f"{c:.4g}") for sign, s in searches.items() for d, c in s.points.items()
+        },
     }
 
 

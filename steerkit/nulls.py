@@ -22,15 +22,23 @@ def random_like(vector: SteeringVector, seed: int) -> SteeringVector:
 
     Lengths at every layer, and the steps from layer to layer that a band adds, stay exactly what they were.
     """
+    return turned_together([vector], seed)[0]
+
+
+def turned_together(vectors: Sequence[SteeringVector], seed: int) -> list[SteeringVector]:
+    """Several vectors turned by one random rotation, which also keeps the angles between them."""
     draw = torch.Generator().manual_seed(seed)
-    frame, weights = torch.linalg.qr(vector.directions.double().T)
-    noise = torch.randn(frame.shape, generator=draw, dtype=torch.float64)
+    stacked = torch.cat([vector.directions for vector in vectors]).double()
+    frame, weights = torch.linalg.qr(stacked.T)
     # Householder's signs are not random: as they come, the first coordinate of the first axis is never positive.
-    axes, triangle = torch.linalg.qr(noise)
-    turned = (axes * triangle.diagonal().sign() @ weights).T
-    return replace(
-        vector, name=f"random_{seed}", directions=turned.to(vector.directions.dtype), evidence=_place(vector)
-    )
+    axes, triangle = torch.linalg.qr(torch.randn(frame.shape, generator=draw, dtype=torch.float64))
+    turned = (axes * triangle.diagonal().sign() @ weights).T.split([len(vector.directions) for vector in vectors])
+    return [
+        replace(
+            vector, name=f"random_{seed}", directions=directions.to(vector.directions.dtype), evidence=_place(vector)
+        )
+        for vector, directions in zip(vectors, turned, strict=True)
+    ]
 
 
 def shuffled_like(

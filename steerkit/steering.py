@@ -166,7 +166,7 @@ def _edit(l: int, operator: str, members: list[tuple[int, Term]], n_rows: int, l
     # Scores square activations, which overflows half precision; vectors are float32, and so is what they do.
     direction = torch.stack([_displacement(term, l, telescopes) for _, term in members])[:, None].to(like.device)
     baseline = torch.stack([term.vector.baseline[l] for _, term in members])[:, None].to(like.device)
-    dial = torch.tensor([term.dial for _, term in members])[:, None, None].to(like.device)
+    dial = torch.tensor([float(term.dial) for _, term in members])[:, None, None].to(like.device)
     gate = _gate([term.when for _, term in members], l, like)
 
     def edit(h: Tensor) -> Tensor:

@@ -254,6 +254,9 @@ def read_trials(path: Path) -> dict[str, dict[str, Any]]:
         except (ValueError, KeyError, TypeError) as error:
             raise TrialError(f"{path} line {number} is no trial of a sweep; name another file with -o") from error
     if torn:
-        with path.open("r+b") as file:
-            file.truncate(len(data) - len(torn))
+        try:
+            with path.open("r+b") as file:
+                file.truncate(len(data) - len(torn))
+        except OSError as error:
+            raise OutputError(f"cannot go on with {path}: {error}; its last line is torn and has to go") from error
     return known

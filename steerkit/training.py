@@ -1,9 +1,10 @@
 """A direction that is trained rather than averaged: the most preference for a persona's replies that a KL budget buys.
 
 The objective is that of bi-directional preference optimisation (BiPO, arXiv 2406.00045): with the dial at +1 the
-The objective is that of bi-directional preference optimisation (BiPO, arXiv 2406.00045): with the dial at +1 the
-the unsteered model. To it steerkit adds a budget of harm: mean KL from the unsteered model beyond `budget`, and every
-token's KL beyond `tail`, are penalised, so that what is learned is the best direction for a nat and not the loudest.
+persona's reply must gain on the assistant's, and with the dial at −1 lose as much, both as log probabilities relative
+to the unsteered model. To it steerkit adds a budget of harm: mean KL from the unsteered model beyond `budget`, and
+every token's KL beyond `tail`, are penalised, so that what is learned is the best direction for a nat and not the
+loudest. What was learned is then averaged with the mean difference, because a few dozen lessons overfit.
 
 The gradient runs through the same hooks that steer; nothing but the displacement is trained, and the weights stay as
 they are.

@@ -87,7 +87,10 @@ class SteeringVector:
         tried = {tuple(row["layers"]): row for row in self.evidence.get("places", ())}
         if tuple(layers) not in tried or self.place not in tried:
             return None
-        here, there = (row["dial"] / row["kl_p95"] ** 0.5 for row in (tried[self.place], tried[tuple(layers)]))
+        both = tried[self.place], tried[tuple(layers)]
+        if not all(row["dial"] > 0 and row["kl_p95"] > 0 for row in both):
+            return None
+        here, there = (row["dial"] / row["kl_p95"] ** 0.5 for row in both)
         return below * there / here, above * there / here
 
     def __add__(self, other: SteeringVector) -> SteeringVector:

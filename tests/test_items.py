@@ -152,6 +152,13 @@ def test_an_option_of_two_lines_keeps_both(tmp_path: Path) -> None:
     assert all("which is slow" in order.question for order in orders)
 
 
+@pytest.mark.parametrize("ending", ["\n\nAnswer:", "\n\nWhich is it?"])
+def test_what_follows_the_options_is_no_option(ending: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "after.jsonl", {**LETTERS, "question": LETTERS["question"] + ending})
+    _, swapped = read_items(path).choices[0]
+    assert "(A) the bridge\n(B) the ferry\n" in swapped.question
+
+
 def test_a_reply_that_does_not_fit_the_model_is_refused(tiny: Model) -> None:
     with pytest.raises(PromptError, match="holds 512"):
         item_rows(tiny, [Item("Why?", "Because of the weather. " * 100, "No.")])

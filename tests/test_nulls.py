@@ -21,7 +21,6 @@ from steerkit.vectors import SteeringVector
 ITEMS = find_persona("hal").items[:3]
 DIAL = 0.05
 """So small that a shift is a slope: further on the curve of log probabilities shifts every mean, and rightly so."""
-BIASED = "torch.linalg.qr fixes the signs of Q, so the first axis always points to one side of every coordinate"
 
 
 @pytest.fixture

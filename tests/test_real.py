@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from steerkit.errors import VectorError
-from steerkit.evaluation import measure_shifts, repetition, token_divergence
+from steerkit.evaluation import measure_shifts
 from steerkit.generation import Probe, Sampling, complete, read_tokens, reply_logits
+from steerkit.limits import REPETITION
+from steerkit.measures import neutral, write_texts
 from steerkit.models import Model
 from steerkit.operators import OPERATORS
 from steerkit.personas import find_persona, load_personas
@@ -64,10 +66,34 @@ def test_a_telescoped_band_costs_a_fifth_of_the_same_band_added_whole_and_keeps_
     hal = shipped["hal"]
     telescoped = Steering((Term(hal, layers=BAND),))
     whole = Steering(tuple(Term(hal, layers=(l, l)) for l in range(BAND[0], BAND[1] + 1)))
-    costs = [float(token_divergence(real, held_out, steering).mean()) for steering in (telescoped, whole)]
-    assert costs[0] < costs[1] / 5
-    replies = complete(real, held_out, [telescoped] * len(held_out), sampling=Sampling(40))
-    assert sum(repetition(reply.tokens) for reply in replies) / len(replies) < 0.3
+    texts = write_texts(real, held_out, [telescoped, whole], 40)
+    assert float(texts[0].divergences.mean()) < float(texts[1].divergences.mean()) / 5
+    assert texts[0].repetition < REPETITION
+
+
+def test_every_shipped_vector_carries_its_evidence(shipped: VectorSet) -> None:
+    for name in set(load_personas()) - {"assistant"}:
+        known = shipped[name].evidence
+        assert {"place", "limit", "limit_below", "d_prime", "thresholds", "test", "nulls", "reliable"} <= set(known), (
+            name
+        )
+        assert known["limit_below"] < 0 < known["limit"]
+        assert known["nulls"]["random"]["n"] >= 20
+        assert known["nulls"]["shuffled"]["n"] >= 10
+
+
+@pytest.mark.parametrize("name", ["hal", "pirate"])
+def test_at_its_limit_greedy_text_has_not_fallen_apart(name: str, real: Model, shipped: VectorSet) -> None:
+    asked = (*find_persona(name).held_out, *neutral("questions"))
+    prompts = [real.chat_tokens([{"role": "user", "content": question}]) for question in asked]
+    below, above = shipped[name].limits() or (0.0, 0.0)
+    steerings = [Steering((Term(shipped[name], dial=dial),)) for dial in (below, above)]
+    texts = write_texts(real, prompts, steerings, 40)
+    assert len(prompts) == 20
+    for text in texts:
+        assert text.repetition < REPETITION
+        # The limit was found on fewer prompts, and a percentile of a few hundred tokens is noisy.
+        assert 0.6 < text.divergence() < 1.6
 
 
 def test_the_live_readout_equals_an_offline_pass(real: Model, shipped: VectorSet, held_out: list[list[int]]) -> None:
