@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def make_ours(model: Model, pair: Pair, folder: Path) -> None:
-    """Let both personas answer once; keep the pairs for the others, and the vectors of every estimator of ours."""
+    """Let both personas answer once; keep the pairs for the others, and the vectors of ours that are compared."""
     ours = folder / "ours"
     if (ours / f"trained-{pair.name}.safetensors").is_file():
         return
@@ -98,12 +98,8 @@ def make_ours(model: Model, pair: Pair, folder: Path) -> None:
     _keep_pairs(folder / "jobs.json", pair.name, pairs)
     positive, negative = torch.cat([p.positive for p in parts]), torch.cat([p.negative for p in parts])
     mean = VectorSet(model.fingerprint)[pair.name]
-    for estimator in ("pca", "logistic"):
-        directions = ESTIMATORS[estimator](positive, negative)
-        made = replace(mean, directions=directions, baseline=negative.mean(0), evidence={})
-        replace(made, provenance={**made.provenance, "estimator": estimator}).save(
-            ours / f"{estimator}-{pair.name}.safetensors"
-        )
+    pca = replace(mean, directions=ESTIMATORS["pca"](positive, negative), baseline=negative.mean(0), evidence={})
+    replace(pca, provenance={**pca.provenance, "estimator": "pca"}).save(ours / f"pca-{pair.name}.safetensors")
     lessons = [Lesson(case.bare, y.tokens, n.tokens) for case, y, n in told]
     train(model, mean, lessons).save(ours / f"trained-{pair.name}.safetensors")
 
@@ -148,9 +144,8 @@ def conditions(model: Model, name: str, folder: Path) -> dict[str, tuple[MakeSte
     library = VectorSet(model.fingerprint)
     alone = mean.without([library[other] for other in CHARACTERS if other != name])
     made["steerkit mean_diff, other characters projected out"] = (adding(alone, mean.place), None)
-    for estimator in ("pca", "logistic"):
-        vector = load_vector(folder / "ours" / f"{estimator}-{name}.safetensors")
-        made[f"steerkit {estimator}"] = (adding(vector, mean.place), None)
+    pca = load_vector(folder / "ours" / f"pca-{name}.safetensors")
+    made["steerkit pca"] = (adding(pca, mean.place), None)
     trained = load_vector(folder / "ours" / f"trained-{name}.safetensors")
     made["steerkit trained"] = (adding(trained, trained.place), 1.0)
     for tool in OTHERS:
