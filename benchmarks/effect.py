@@ -52,7 +52,7 @@ from steerkit.weights import get_default_model
 TARGET = 0.5
 TUNED_ON = {"assistant", "hal", "bully", "careful_guardian", "arrogance"}
 OTHERS = ("repeng", "steering_vectors", "steering_vectors_mean", "saklas")
-N_RANDOM = 10
+N_RANDOM = 5
 CHARACTERS = ("actor", "detective", "hamlet", "king", "pirate", "poet")
 
 MakeSteering = Callable[[float], Steering]
@@ -138,7 +138,6 @@ def conditions(model: Model, name: str, folder: Path) -> dict[str, tuple[MakeSte
     made: dict[str, tuple[MakeSteering, float | None]] = {
         "steerkit mean_diff": (adding(mean, mean.place), 1.0),
         "steerkit mean_diff, middle layer": (adding(mean, middle), None),
-        "steerkit mean_diff, prompt steered too": (adding(mean, mean.place, everywhere=True), None),
         "steerkit mean_diff, rotate": (adding(mean, mean.place, "rotate"), None),
     }
     library = VectorSet(model.fingerprint)

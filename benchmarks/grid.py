@@ -42,7 +42,6 @@ def main() -> None:
         for task in ("text", "propensity"):
             ratio = ours[task] / theirs[task]
             print(f"| {i + 1} | {task} | {ours[task]:.1f} s | {theirs[task]:.1f} s | {ratio:.2f} |", flush=True)
-        print(f"| {i + 1} | a whole sweep: both, KL, coherence, repetition | {ours['sweep']:.1f} s | | |", flush=True)
 
 
 def tools(others: str) -> list[tuple[str, str]]:
@@ -53,7 +52,11 @@ def tools(others: str) -> list[tuple[str, str]]:
 def in_a_process(python: str, tool: str, work: dict[str, Any]) -> dict[str, float]:
     """Run one tool alone and read its times."""
     done = subprocess.run(
-        [python, str(Path(__file__)), "--run", tool], input=json.dumps(work), capture_output=True, text=True, check=True
+        [python, str(Path(__file__)), "--run", tool],
+        input=json.dumps(work),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
     )
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
@@ -77,11 +80,8 @@ def prepare() -> dict[str, Any]:
 
 
 def time_steerkit(work: dict[str, Any]) -> dict[str, float]:
-    """Texts alone, propensities alone, and a sweep that measures all of it."""
-    import tempfile
-
-    from steerkit import ItemSet, Steering, Term, VectorSet, load_model, load_personas, score_replies, write_texts
-    from steerkit.sweeps import Grid, sweep
+    """The two things a sweep does with its cells, the way it does them: many cells in one forward pass."""
+    from steerkit import Steering, Term, VectorSet, load_model, score_replies, write_texts
 
     model = load_model()
     vector = VectorSet(model.fingerprint)["hal"]
@@ -94,13 +94,6 @@ def time_steerkit(work: dict[str, Any]) -> dict[str, float]:
     started = time.perf_counter()
     score_replies(model, [(prompt, reply) for prompt, reply in work["rows"]], steerings)
     times["propensity"] = time.perf_counter() - started
-    personas = load_personas()
-    items = ItemSet("both", (*personas["hal"].items, *personas["pirate"].items)[:N_ITEMS])
-    grid = Grid((vector,), layers=tuple((l, l) for l in LAYERS), dials=DIALS, n_texts=N_PROMPTS, n_tokens=N_TOKENS)
-    with tempfile.TemporaryDirectory() as folder:
-        started = time.perf_counter()
-        sweep(model, grid, items, Path(folder) / "grid.jsonl")
-        times["sweep"] = time.perf_counter() - started
     return times
 
 
@@ -114,13 +107,19 @@ def time_repeng(work: dict[str, Any]) -> dict[str, float]:
     tokenizer = AutoTokenizer.from_pretrained(work["model"])
     plain = AutoModelForCausalLM.from_pretrained(work["model"], dtype=torch.float32).eval()
     model = ControlModel(plain, list(LAYERS))
-    vectors = {
-        l: ControlVector(model_type="llama", directions={l: numpy.array(work["directions"][str(l)], dtype="float32")})
-        for l in LAYERS
-    }
+    nothing = numpy.zeros(plain.config.hidden_size, dtype="float32")
+
+    def only(l: int) -> Any:
+        """Its control wants a direction for every layer that it wraps."""
+        pushed = numpy.array(work["directions"][str(l)], dtype="float32")
+        return ControlVector(model_type="llama", directions={k: pushed if k == l else nothing for k in LAYERS})
+
+    vectors = {l: only(l) for l in LAYERS}
     pad = tokenizer.eos_token_id
     prompts, mask = padded(work["prompts"], pad)
     rows, row_mask = padded([[*prompt, *reply] for prompt, reply in work["rows"]], pad)
+    # It looks for padding in the positions of every row, which a plain forward pass does not give it.
+    places = (row_mask.cumsum(-1) - 1).clamp_min(0)
     times = {}
     with torch.inference_mode():
         started = time.perf_counter()
@@ -139,7 +138,7 @@ def time_repeng(work: dict[str, Any]) -> dict[str, float]:
         for l in LAYERS:
             for dial in DIALS:
                 model.set_control(vectors[l], dial)
-                logits = model(input_ids=rows, attention_mask=row_mask).logits
+                logits = model(input_ids=rows, attention_mask=row_mask, position_ids=places).logits
                 for (_, reply), scores in zip(work["rows"], logits, strict=True):
                     chances = scores[-len(reply) - 1 : -1].log_softmax(-1)
                     chances.gather(-1, torch.tensor(reply)[:, None]).mean()

@@ -118,6 +118,7 @@ def calibrate(
     found = {
         "d_prime": [round(x, 4) for x in separation(material, placed).tolist()],
         "thresholds": _thresholds(model, placed, prompts, settings),
+        "dtype": str(model.dtype).removeprefix("torch."),
         **tested,
     }
     return replace(placed, evidence={**placed.evidence, **found})

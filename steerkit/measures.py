@@ -86,11 +86,12 @@ def score_replies(
             batch = jobs[start : start + batch_size]
             logits = reply_logits(model, [part[place] for _, place in batch], [steerings[k] for k, _ in batch])
             for (k, place), row in zip(batch, logits, strict=True):
-                chances = row.log_softmax(-1)
-                spoken = torch.tensor(part[place][1], device=chances.device)
-                totals[k, group[place]] = chances.gather(-1, spoken[:, None]).sum()
+                spoken = torch.tensor(part[place][1], device=row.device)
+                # The whole distribution is only written out where it is compared; a log-sum is half the work.
+                totals[k, group[place]] = (row.gather(-1, spoken[:, None])[:, 0] - row.logsumexp(-1)).sum()
                 if divergence:
-                    divergences[k, group[place], : len(spoken)] = _divergence(chances, plain[place]).cpu()
+                    steered = row.log_softmax(-1)
+                    divergences[k, group[place], : len(spoken)] = _divergence(steered, plain[place]).cpu()
             done += len(batch)
             progress("measure", done, len(rows) * len(steerings))
     return Scores(totals, torch.tensor([float(len(reply)) for _, reply in rows]), divergences)
