@@ -43,7 +43,6 @@ from steerkit import (
     random_like,
     score_replies,
 )
-from steerkit.estimators import ESTIMATORS
 from steerkit.extraction import contrasts
 from steerkit.measures import Row, contrast, item_rows, match_divergence, percentiles
 from steerkit.training import Lesson, train
@@ -96,10 +95,7 @@ def make_ours(model: Model, pair: Pair, folder: Path) -> None:
     keys = ("positive_system", "negative_system", "question", "positive_reply", "negative_reply")
     pairs = [dict(zip(keys, (*asked[c.positive], y.text, n.text), strict=True)) for c, y, n in told]
     _keep_pairs(folder / "jobs.json", pair.name, pairs)
-    positive, negative = torch.cat([p.positive for p in parts]), torch.cat([p.negative for p in parts])
     mean = VectorSet(model.fingerprint)[pair.name]
-    pca = replace(mean, directions=ESTIMATORS["pca"](positive, negative), baseline=negative.mean(0), evidence={})
-    replace(pca, provenance={**pca.provenance, "estimator": "pca"}).save(ours / f"pca-{pair.name}.safetensors")
     lessons = [Lesson(case.bare, y.tokens, n.tokens) for case, y, n in told]
     train(model, mean, lessons).save(ours / f"trained-{pair.name}.safetensors")
 
@@ -115,9 +111,11 @@ def measure(model: Model, name: str, folder: Path, path: Path) -> None:
     """Every row of one persona that the file does not hold."""
     known = {(row["persona"], row["row"]) for row in read_rows(path)}
     rows = item_rows(model, load_personas()[name].items)
+    plain = contrast(score_replies(model, rows, [Steering()]).means)[0]
+    near = VectorSet(model.fingerprint)[name].evidence.get("limit", 1.0) / math.sqrt(2)
     for title, (make, recommended) in conditions(model, name, folder).items():
         if (name, title) not in known:
-            found = at_equal_cost(model, make, rows, recommended or 1.0)
+            found = at_equal_cost(model, make, rows, plain, near if title.startswith("steerkit") else 1.0)
             if recommended is not None:
                 found["recommended"] = as_recommended(model, make(recommended), rows)
             append(path, {"persona": name, "row": title, **found})
@@ -132,26 +130,23 @@ def conditions(model: Model, name: str, folder: Path) -> dict[str, tuple[MakeSte
     mean = VectorSet(model.fingerprint)[name]
     middle = (model.n_layers // 2, model.n_layers // 2)
 
-    def adding(vector: SteeringVector, layers: tuple[int, int], operator: str = "add", everywhere: bool = False) -> Any:
-        return lambda dial: Steering((Term(vector, operator, dial, layers),), everywhere)
+    def adding(vector: SteeringVector, layers: tuple[int, int], everywhere: bool = False) -> MakeSteering:
+        return lambda dial: Steering((Term(vector, dial=dial, layers=layers),), everywhere)
 
     made: dict[str, tuple[MakeSteering, float | None]] = {
         "steerkit mean_diff": (adding(mean, mean.place), 1.0),
         "steerkit mean_diff, middle layer": (adding(mean, middle), None),
-        "steerkit mean_diff, rotate": (adding(mean, mean.place, "rotate"), None),
     }
     library = VectorSet(model.fingerprint)
     alone = mean.without([library[other] for other in CHARACTERS if other != name])
     made["steerkit mean_diff, other characters projected out"] = (adding(alone, mean.place), None)
-    pca = load_vector(folder / "ours" / f"pca-{name}.safetensors")
-    made["steerkit pca"] = (adding(pca, mean.place), None)
     trained = load_vector(folder / "ours" / f"trained-{name}.safetensors")
     made["steerkit trained"] = (adding(trained, trained.place), 1.0)
     for tool in OTHERS:
         path = folder / "others" / tool / f"{name}.safetensors"
         if path.is_file():
             vector, layers, everywhere = read_other(path, mean)
-            made[tool] = (adding(vector, layers, everywhere=everywhere), 1.0)
+            made[tool] = (adding(vector, layers, everywhere), 1.0)
     return made
 
 
@@ -164,21 +159,23 @@ def read_other(path: Path, like: SteeringVector) -> tuple[SteeringVector, tuple[
     return vector, (used[0], used[-1]), bool(settings["everywhere"])
 
 
-def at_equal_cost(model: Model, make: MakeSteering, rows: list[Row], guess: float, rounds: int = 6) -> dict[str, Any]:
-    """Shift at the dials, one of either sign, that cost `TARGET`."""
-    plain = contrast(score_replies(model, rows, [Steering()]).means)[0]
+def at_equal_cost(
+    model: Model, make: MakeSteering, rows: list[Row], plain: torch.Tensor, guess: float, rounds: int = 6
+) -> dict[str, Any]:
+    """Shift at the dials, one of either sign, that cost `TARGET`; the last tenth is corrected by the square law."""
     dials, costs, shifts = [guess, -guess], [math.nan] * 2, torch.zeros(2, len(plain))
     for _ in range(rounds):
         scores = score_replies(model, rows, [make(dial) for dial in dials], divergence=True)
         costs, shifts = percentiles(scores.divergences).tolist(), contrast(scores.means) - plain
-        if all(abs(cost / TARGET - 1) < 0.05 for cost in costs):
+        if all(abs(cost / TARGET - 1) < 0.1 for cost in costs):
             break
         dials = [d * min(max(math.sqrt(TARGET / max(c, 1e-9)), 0.2), 5) for d, c in zip(dials, costs, strict=True)]
-    half = (shifts[0] - shifts[1]) / 2
+    up, down = (shift * math.sqrt(TARGET / cost) for shift, cost in zip(shifts, costs, strict=True))
+    half = (up - down) / 2
     return {
         "shift": float(half.mean()),
-        "up": float(shifts[0].mean()),
-        "down": float(shifts[1].mean()),
+        "up": float(up.mean()),
+        "down": float(down.mean()),
         "right_way": float((half > 0).float().mean()),
         "dials": dials,
         "kl_p95": costs,
