@@ -31,7 +31,7 @@ from steerkit.measures import (
     score_replies,
 )
 from steerkit.models import Model
-from steerkit.nulls import bootstrap, random_like, shuffled_like
+from steerkit.nulls import bootstrap, random_like, rounded, shuffled_like, summarise
 from steerkit.personas import Pair
 from steerkit.steering import Steering
 from steerkit.training import middle_band
@@ -261,31 +261,18 @@ def prove(
         "steerability": round(float(slopes.mean()), 4),
         "anti_steerable": round(float((slopes < 0).float().mean()), 4),
     }
-    among, shuffled = chance[: len(randoms)], chance[len(randoms) :]
-    costs = reached[3:]
+    costs, split = reached[3:], len(randoms)
+    among = summarise(chance[:split], costs[:split], settings.seed)
+    shuffled = summarise(chance[split:], costs[split:], settings.seed)
     beyond = bool(up.mean() > chance.max() and down.mean() < chance.min()) if len(chance) else True
     steady = test["up"]["low"] > 0 and test["down"]["high"] < 0
     return {
         "test": test,
-        "nulls": {
-            "random": _null(among, costs[: len(randoms)], settings.seed),
-            "shuffled": _null(shuffled, costs[len(randoms) :], settings.seed),
-        },
+        "nulls": {"random": among and among.to_json(), "shuffled": shuffled and shuffled.to_json()},
         "reliable": beyond and steady and test["anti_steerable"] <= 1 - RIGHT_WAY + 1e-9,
     }
 
 
 def _shift(values: Float[Tensor, " n"], dial: float, cost: Tensor, seed: int) -> dict[str, float]:
     low, high = bootstrap(values, seed)
-    numbers = {"dial": dial, "kl_p95": float(cost), "shift": float(values.mean()), "low": low, "high": high}
-    return {key: round(x, 4) for key, x in numbers.items()}
-
-
-def _null(means: Float[Tensor, " r"], costs: Float[Tensor, " r"], seed: int) -> dict[str, Any]:
-    """Where chance alone gets to, one number a direction."""
-    if not len(means):
-        return {"n": 0}
-    low, high = bootstrap(means, seed)
-    numbers = {"mean": float(means.mean()), "low": low, "high": high, "kl_p95": float(costs.mean())}
-    ends = {"least": float(means.min()), "most": float(means.max())}
-    return {"n": len(means), **{key: round(x, 4) for key, x in {**numbers, **ends}.items()}}
+    return rounded({"dial": dial, "kl_p95": float(cost), "shift": float(values.mean()), "low": low, "high": high})

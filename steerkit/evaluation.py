@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -26,7 +26,7 @@ from steerkit.measures import (
     write_texts,
 )
 from steerkit.models import Message, Model
-from steerkit.nulls import bootstrap, random_like, shuffled_like, turned_together
+from steerkit.nulls import Baseline, bootstrap, random_like, rounded, shuffled_like, summarise, turned_together
 from steerkit.personas import Item, Pair, find_pair
 from steerkit.steering import Steering, Term
 from steerkit.vectors import SteeringVector
@@ -47,26 +47,6 @@ class Settings:
     """At most so many questions are answered in text."""
     seed: int = 0
     """Of replies, nulls and resampling."""
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """What something else than this steering does to the same items."""
-
-    n: int
-    """Directions or prompts it is the mean of."""
-    shift: float
-    """Mean shift of propensity, in nats a token."""
-    low: float
-    """Lower end of its 95 % interval."""
-    high: float
-    """Upper end."""
-    least: float
-    """The smallest of the n."""
-    most: float
-    """The largest."""
-    kl_p95: float
-    """95th percentile of per-token KL on the items' replies, in nats."""
 
 
 @dataclass(frozen=True)
@@ -133,10 +113,6 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data with the keys that scripts rely on."""
-
-        def baseline(found: Baseline | None) -> dict[str, Any] | None:
-            return None if found is None else rounded(asdict(found))
-
         return {
             "model": self.model,
             "steer": self.steer,
@@ -168,14 +144,12 @@ class Evaluation:
             "option_mass": None if self.option_mass is None else [round(x, 4) for x in self.option_mass],
             "per_item": [round(x, 4) for x in self.per_item],
             "beyond_nulls": self.beyond_nulls,
-            "prompt_only": baseline(self.prompt),
-            "null": {"random": baseline(self.random), "shuffled": baseline(self.shuffled)},
+            "prompt_only": self.prompt and self.prompt.to_json(),
+            "null": {
+                "random": self.random and self.random.to_json(),
+                "shuffled": self.shuffled and self.shuffled.to_json(),
+            },
         }
-
-
-def rounded(numbers: dict[str, Any]) -> dict[str, Any]:
-    """Floats to four places, which is more than any of them is worth."""
-    return {key: round(x, 4) if isinstance(x, float) else x for key, x in numbers.items()}
 
 
 def evaluate(
@@ -232,8 +206,8 @@ def evaluate(
         capability=float(losses[1] - losses[0]),
         option_mass=_option_mass(items, scores.totals),
         prompt=_prompt_only(model, items, pairs, measured[0], settings.seed),
-        random=_baseline(chance[: len(randoms)], costs[1:split], settings.seed),
-        shuffled=_baseline(chance[len(randoms) :], costs[split:], settings.seed),
+        random=summarise(chance[: len(randoms)], costs[1:split], settings.seed),
+        shuffled=summarise(chance[len(randoms) :], costs[split:], settings.seed),
     )
 
 
@@ -316,22 +290,12 @@ def _prompt_only(
         return None
     rows = rows_of(model, items)
     asked = [rows_of(model, items, prompt) for prompt in pairs[0].positive.requested]
-    plain = score_replies(model, rows, [Steering()])
     found = [score_replies(model, under, [Steering()], against=rows) for under in asked]
-    shifts = torch.cat([propensity_of(items, scores.totals, plain.lengths) for scores in found]) - unsteered
+    shifts = torch.cat([propensity_of(items, scores.totals, scores.lengths) for scores in found]) - unsteered
     costs = torch.cat([percentiles(scores.divergences) for scores in found])
     low, high = bootstrap(shifts.mean(0), seed)
-    return replace(_summary(shifts.mean(-1), costs, seed), low=low, high=high)
-
-
-def _baseline(means: Float[Tensor, " r"], costs: Float[Tensor, " r"], seed: int) -> Baseline | None:
-    return _summary(means, costs, seed) if len(means) else None
-
-
-def _summary(means: Float[Tensor, " r"], costs: Float[Tensor, " r"], seed: int) -> Baseline:
-    low, high = bootstrap(means, seed)
-    ends = float(means.min()), float(means.max())
-    return Baseline(len(means), float(means.mean()), low, high, *ends, float(costs.mean()))
+    told = summarise(shifts.mean(-1), costs, seed)
+    return told and replace(told, low=low, high=high)
 
 
 @dataclass(frozen=True)

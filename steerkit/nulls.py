@@ -7,7 +7,8 @@ predictions far less than a persona does. So nulls are also scaled to equal KL.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -81,3 +82,42 @@ def bootstrap(values: Sequence[float] | Float[Tensor, " n"], seed: int = 0) -> t
         (sample,), np.mean, n_resamples=4999, method="percentile", rng=np.random.default_rng(seed)
     ).confidence_interval
     return float(found.low), float(found.high)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What something else than the steering in question does to the same items."""
+
+    n: int
+    """Directions or prompts it is the mean of."""
+    shift: float
+    """Mean shift of propensity, in nats a token."""
+    low: float
+    """Lower end of its 95 % interval."""
+    high: float
+    """Upper end."""
+    least: float
+    """The smallest of the n."""
+    most: float
+    """The largest."""
+    kl_p95: float
+    """95th percentile of per-token KL on the items' replies, in nats."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data with the keys that scripts rely on."""
+        return rounded(asdict(self))
+
+
+def summarise(means: Float[Tensor, " r"], costs: Float[Tensor, " r"], seed: int = 0) -> Baseline | None:
+    """Where several directions or prompts get to, from the mean shift and the KL of each; None if there are none."""
+    if not len(means):
+        return None
+    low, high = bootstrap(means, seed)
+    return Baseline(
+        len(means), float(means.mean()), low, high, float(means.min()), float(means.max()), float(costs.mean())
+    )
+
+
+def rounded(numbers: dict[str, Any]) -> dict[str, Any]:
+    """Floats to four places, which is more than any of them is worth."""
+    return {key: round(x, 4) if isinstance(x, float) else x for key, x in numbers.items()}

@@ -337,7 +337,7 @@ def _cells(vector: SteeringVector) -> list[str]:
         str(first) if first == last else f"{first}–{last}",
         f"{known['limit_below']:.2f} … {known['limit']:.2f}",
         *(f"{test[way]['shift']:+.2f} [{test[way]['low']:+.2f}, {test[way]['high']:+.2f}]" for way in ("up", "down")),
-        *(f"{null['least']:+.2f} … {null['most']:+.2f}" if null["n"] else "–" for null in nulls.values()),
+        *(f"{null['least']:+.2f} … {null['most']:+.2f}" if null else "–" for null in nulls.values()),
         f"{test['anti_steerable']:.0%}",
         *known_layers,
     ]

@@ -13,11 +13,11 @@ from planted import true_vector
 
 from steerkit import evaluation
 from steerkit.errors import SteerkitError
-from steerkit.evaluation import Baseline, Evaluation, Settings, Shift, evaluate, measure_shifts, propensity_of, rows_of
+from steerkit.evaluation import Evaluation, Settings, Shift, evaluate, measure_shifts, propensity_of, rows_of
 from steerkit.items import ItemSet, read_items
 from steerkit.measures import propensities, score_replies
 from steerkit.models import Model
-from steerkit.nulls import bootstrap, random_like
+from steerkit.nulls import Baseline, bootstrap, random_like
 from steerkit.personas import find_persona
 from steerkit.steering import Steering, Term
 

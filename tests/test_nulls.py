@@ -13,7 +13,7 @@ from planted import true_vector
 from steerkit.estimators import mean_diff
 from steerkit.measures import propensities
 from steerkit.models import Model
-from steerkit.nulls import bootstrap, random_like, shuffled_like
+from steerkit.nulls import bootstrap, random_like, shuffled_like, summarise
 from steerkit.personas import find_persona
 from steerkit.steering import Steering, Term
 from steerkit.vectors import SteeringVector
@@ -147,3 +147,13 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
         low, high = bootstrap(draw.normal(1.0, 2.0, 12).tolist(), seed=i)
         held += low <= 1.0 <= high
     assert held >= 85
+
+
+def test_a_baseline_says_where_the_directions_got_to() -> None:
+    found = summarise(torch.tensor([-0.1, 0.0, 0.4]), torch.tensor([0.4, 0.5, 0.6]))
+    assert found is not None
+    assert (found.n, found.shift) == (3, pytest.approx(0.1))
+    assert (found.least, found.most) == (pytest.approx(-0.1), pytest.approx(0.4))
+    assert found.least <= found.low < found.shift < found.high <= found.most
+    assert found.to_json()["kl_p95"] == 0.5
+    assert summarise(torch.zeros(0), torch.zeros(0)) is None

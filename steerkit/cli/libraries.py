@@ -205,8 +205,8 @@ def _show_evidence(vector: SteeringVector) -> None:
             Text(f"           {text} [{moved['low']:+.2f}, {moved['high']:+.2f}], KL p95 {moved['kl_p95']:.2f}")
         )
     for kind, null in nulls.items():
-        if null["n"]:
-            ends = f"{null['least']:+.2f} … {null['most']:+.2f}, mean {null['mean']:+.2f}"
+        if null:
+            ends = f"{null['least']:+.2f} … {null['most']:+.2f}, mean {null['shift']:+.2f}"
             console.print(Text(f"           {null['n']} {kind} directions at equal KL: {ends}", "dim"))
     steer = f"steerability {test['steerability']:+.2f} nats a dial · {row['wrong way']} of items move the wrong way"
     console.print(Text(f"           {steer}"))

@@ -241,9 +241,7 @@ def _tell_calibration(result: dict[str, Any]) -> None:
     """What a user wants to know, and the file."""
     first, last = result["place"]
     up, down, nulls = result["test"]["up"], result["test"]["down"], result["nulls"]
-    beside = " · ".join(
-        f"{kind} {null['least']:+.2f} … {null['most']:+.2f}" for kind, null in nulls.items() if null["n"]
-    )
+    beside = " · ".join(f"{kind} {null['least']:+.2f} … {null['most']:+.2f}" for kind, null in nulls.items() if null)
     verdict = ("reliable", "green") if result["reliable"] else ("not reliable", "yellow")
     talk().print(
         Text.assemble(
