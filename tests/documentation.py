@@ -1,17 +1,18 @@
-"""Copies what the command line says of itself into the README, between its two markers.
+"""Copies what the command line says of itself, and what is known of the shipped vectors, into the README.
 
 python tests/documentation.py        rewrites README.md; a test fails while it would change anything
 """
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import typer
 
 README = Path(__file__).parent.parent / "README.md"
-START, END = "<!-- commands: written by tests/documentation.py -->", "<!-- end of commands -->"
+VECTORS = README.parent / "vectors"
 
 
 def commands(command: Any, name: str = "steerkit") -> list[tuple[str, Any]]:
@@ -38,19 +39,41 @@ def describe(name: str, command: Any) -> str:
     return "\n".join(lines)
 
 
-def section() -> str:
-    """The whole section."""
+def command_section() -> str:
+    """Every command with its options."""
     from steerkit.cli import app
 
     described = [describe(name, command) for name, command in commands(typer.main.get_command(app))]
-    return f"{START}\n\n" + "\n\n".join(described) + f"\n\n{END}"
+    return "\n" + "\n\n".join(described) + "\n"
+
+
+def vector_section() -> str:
+    """How many of the shipped vectors are reliable, and which are not."""
+    from steerkit.vectors import load_vector
+
+    shipped = [load_vector(path) for path in sorted(VECTORS.glob("*/*.safetensors"))]
+    tested = [vector for vector in shipped if "reliable" in vector.evidence]
+    failing = [vector.name for vector in tested if not vector.evidence["reliable"]]
+    sentence = (
+        f"of {len(tested)} vectors **{len(tested) - len(failing)} are reliable** and {len(failing)} are not: "
+        f"{', '.join(failing)}."
+    )
+    return textwrap.fill(sentence, 130, break_on_hyphens=False)
+
+
+SECTIONS = {"commands": command_section, "vectors": vector_section}
 
 
 def updated(text: str) -> str:
-    """The README with the section as it should be."""
-    before, _, rest = text.partition(START)
-    _, _, after = rest.partition(END)
-    return before + section() + after
+    """The README with its sections as they should be."""
+    for name, write in SECTIONS.items():
+        start, end = f"<!-- {name}: written by tests/documentation.py -->\n", f"\n<!-- end of {name} -->"
+        before, found, rest = text.partition(start)
+        _, ended, after = rest.partition(end)
+        if not (found and ended):
+            raise ValueError(f"README.md has lost its section {name!r}")
+        text = before + start + write() + end + after
+    return text
 
 
 if __name__ == "__main__":

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import typer
-from documentation import END, README, START, commands, updated
+from documentation import README, VECTORS, commands, updated
 
 from steerkit.cli import app
 from steerkit.personas import load_personas
+from steerkit.vectors import describe_vectors, load_vector
 
 ROOT = README.parent
 
 
-def test_the_readme_holds_what_the_command_line_says_of_itself() -> None:
+def test_the_readme_holds_what_the_command_line_and_the_vectors_say_of_themselves() -> None:
     text = README.read_text(encoding="utf-8")
-    assert START in text
-    assert END in text
     assert updated(text) == text, "run: python tests/documentation.py"
 
 
@@ -38,5 +36,10 @@ def test_the_file_map_names_files_that_exist_and_all_of_them() -> None:
 def test_the_table_of_vectors_has_a_row_for_every_file_and_persona() -> None:
     rows = (ROOT / "vectors" / "README.md").read_text(encoding="utf-8").splitlines()
     listed = {row.split("|")[1].strip() for row in rows if "| assistant |" in row}
-    shipped = {path.stem for path in Path(ROOT / "vectors").glob("*/*.safetensors")}
+    shipped = {path.stem for path in VECTORS.glob("*/*.safetensors")}
     assert listed == shipped >= set(load_personas()) - {"assistant"}
+
+
+def test_the_table_of_vectors_is_what_the_files_say() -> None:
+    vectors = [load_vector(path) for path in sorted(VECTORS.glob("*/*.safetensors"))]
+    assert (VECTORS / "README.md").read_text(encoding="utf-8") == describe_vectors(vectors)
