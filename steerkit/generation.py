@@ -230,10 +230,11 @@ def _prefill(
     if not any(start for start, _ in starts):
         return None, torch.ones(len(starts), 0, dtype=torch.long, device=model.device)
     unique = list(dict.fromkeys(starts))
+    places = {start: i for i, start in enumerate(unique)}
     tokens, mask = pad_left([start for start, _ in unique], model.device)
-    rows = torch.tensor([unique.index(start) for start in starts], device=model.device)
+    rows = torch.tensor([places[start] for start in starts], device=model.device)
     like = torch.empty(0, device=model.device, dtype=model.dtype)
-    _, cache = model.forward(tokens, mask, functions=edits([steering for _, steering in unique], like))
+    _, cache = model.forward(tokens, mask, functions=edits([steering for _, steering in unique], like), keep=0)
     cache.batch_select_indices(rows)
     return cache, mask[rows]
 
@@ -315,14 +316,25 @@ def reply_logits(
     Returns:
         For each row the logits [s v] of its s reply tokens, in float32.
     """
-    cache, mask = _prefill(model, [prompt for prompt, _ in pairs], steerings)
+    spoken = [(tuple(prompt), tuple(reply)) for prompt, reply in pairs]
+    # A prompt that is steered too differs with its steering; else rows with the same text share it, up to where they
+    # are steered.
+    texts = [
+        (text, steering if steering.everywhere else None) for text, steering in zip(spoken, steerings, strict=True)
+    ]
+    unique = list(dict.fromkeys(texts))
+    places = {text: i for i, text in enumerate(unique)}
+    rows = torch.tensor([places[text] for text in texts], device=model.device)
+    cache, mask = _prefill(
+        model, [prompt for (prompt, _), _ in unique], [steering or Steering() for _, steering in unique]
+    )
     # The last reply token predicts nothing that is asked for. Padding stands behind, where no token looks.
-    rows = [[*prompt[-1:], *reply[:-1]] for prompt, reply in pairs]
-    width = max(map(len, rows))
-    tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=model.device)
-    mask = torch.cat([mask, mask.new_ones(len(rows), width)], dim=1)
+    asked = [[*prompt[-1:], *reply[:-1]] for (prompt, reply), _ in unique]
+    width = max(map(len, asked))
+    tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in asked], device=model.device)
+    mask = torch.cat([mask, mask.new_ones(len(asked), width)], dim=1)
     like = torch.empty(0, device=model.device, dtype=model.dtype)
-    logits, _ = model.forward(tokens, mask, cache, edits(steerings, like), width, gradient)
+    logits, _ = model.forward(tokens, mask, cache, edits(steerings, like), width, gradient, rows)
     return [logits[row, : len(reply)].float() for row, (_, reply) in enumerate(pairs)]
 
 

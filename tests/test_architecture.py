@@ -22,7 +22,7 @@ TIERS = [
     {"generation", "extraction", "training"},
     {"steering", "expressions"},
     {"vectors", "models", "personas", "estimators"},
-    {"operators", "fingerprints", "weights", "tints"},
+    {"operators", "fingerprints", "weights", "tints", "runners"},
     {"files"},
     {"errors"},
 ]
