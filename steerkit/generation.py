@@ -16,7 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from steerkit.errors import PromptError, VectorError
-from steerkit.models import Message, Model, ResidualFunction, pad_left
+from steerkit.models import Message, Model, ResidualFunction
+from steerkit.passes import prefill
 from steerkit.steering import Steering, edits
 from steerkit.vectors import SteeringVector
 
@@ -188,7 +189,7 @@ def stream(
     sampling = sampling or Sampling()
     like = torch.empty(0, device=model.device, dtype=model.dtype)
     pushes = edits(steerings, like)
-    cache, mask = _prefill(model, prompts, steerings)
+    cache, mask = prefill(model, prompts, steerings)
     mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
     last = torch.tensor([prompt[-1:] for prompt in prompts], device=model.device)
     logits, cache = model.forward(last, mask, cache, pushes)
@@ -213,30 +214,6 @@ def stream(
         if probes:
             scores = readings.scores[:, -1].tolist()
             yield from (Step(step.row, step.token, step.text, tuple(scores[step.row])) for step in steps)
-
-
-def _prefill(
-    model: Model, prompts: Sequence[Sequence[int]], steerings: Sequence[Steering]
-) -> tuple[Any, Int[Tensor, "b t"]]:
-    """Process every prompt but its last token, which is where steering begins; rows that start alike share the work.
-
-    Returns:
-        The cache, and the mask [b t] of what is in it, one row a prompt. Prompts of one token leave nothing to do.
-    """
-    starts = [
-        (tuple(prompt[:-1]), steering if steering.everywhere else Steering())
-        for prompt, steering in zip(prompts, steerings, strict=True)
-    ]
-    if not any(start for start, _ in starts):
-        return None, torch.ones(len(starts), 0, dtype=torch.long, device=model.device)
-    unique = list(dict.fromkeys(starts))
-    places = {start: i for i, start in enumerate(unique)}
-    tokens, mask = pad_left([start for start, _ in unique], model.device)
-    rows = torch.tensor([places[start] for start in starts], device=model.device)
-    like = torch.empty(0, device=model.device, dtype=model.dtype)
-    _, cache = model.forward(tokens, mask, functions=edits([steering for _, steering in unique], like), keep=0)
-    cache.batch_select_indices(rows)
-    return cache, mask[rows]
 
 
 class _Chooser:
@@ -290,52 +267,13 @@ def read_tokens(
     steering = steering or Steering()
     readings = Readings(probes, model.device)
     like = torch.empty(0, device=model.device, dtype=model.dtype)
-    cache, mask = _prefill(model, [prompt], [steering])
+    cache, mask = prefill(model, [prompt], [steering])
     spoken = torch.tensor([[*prompt[-1:], *reply]], device=model.device)
     mask = torch.cat([mask, mask.new_ones(1, spoken.shape[1])], dim=1)
     model.forward(spoken, mask, cache, _merge(edits([steering], like), readings.functions()))
     decoder = Decoder(model.tokenizer)
     scores = readings.scores[0, len(prompt[-1:]) :].cpu() if probes else torch.zeros(len(reply), 0)
     return Readout(tuple(decoder.push(token) for token in reply), tuple(probe.name for probe in probes), scores)
-
-
-def reply_logits(
-    model: Model,
-    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
-    steerings: Sequence[Steering],
-    gradient: bool = False,
-) -> list[Float[Tensor, "s v"]]:
-    """Logits that predict each given reply, under one steering per row.
-
-    Args:
-        model: who is asked
-        pairs: (prompt tokens, reply tokens), one per row
-        steerings: one per row
-        gradient: whether the vectors in the steerings can be differentiated
-
-    Returns:
-        For each row the logits [s v] of its s reply tokens, in float32.
-    """
-    spoken = [(tuple(prompt), tuple(reply)) for prompt, reply in pairs]
-    # A prompt that is steered too differs with its steering; else rows with the same text share it, up to where they
-    # are steered.
-    texts = [
-        (text, steering if steering.everywhere else None) for text, steering in zip(spoken, steerings, strict=True)
-    ]
-    unique = list(dict.fromkeys(texts))
-    places = {text: i for i, text in enumerate(unique)}
-    rows = torch.tensor([places[text] for text in texts], device=model.device)
-    cache, mask = _prefill(
-        model, [prompt for (prompt, _), _ in unique], [steering or Steering() for _, steering in unique]
-    )
-    # The last reply token predicts nothing that is asked for. Padding stands behind, where no token looks.
-    asked = [[*prompt[-1:], *reply[:-1]] for (prompt, reply), _ in unique]
-    width = max(map(len, asked))
-    tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in asked], device=model.device)
-    mask = torch.cat([mask, mask.new_ones(len(asked), width)], dim=1)
-    like = torch.empty(0, device=model.device, dtype=model.dtype)
-    logits, _ = model.forward(tokens, mask, cache, edits(steerings, like), width, gradient, rows)
-    return [logits[row, : len(reply)].float() for row, (_, reply) in enumerate(pairs)]
 
 
 @dataclass(frozen=True)

@@ -52,10 +52,10 @@ class Cache:
     """By layer; only the first `length` places count."""
     values: list[Float[Tensor, "b h t e"]]
     """Likewise."""
-    padded: bool
-    """Whether some row is padded, and a mask is needed."""
     length: int = 0
     """Places that are filled."""
+    padded: bool = False
+    """Whether some place of some row is padding, and a mask is needed."""
 
     def reserve(self, l: int, length: int, like: Float[Tensor, "b h s e"]) -> tuple[Tensor, Tensor]:
         """Keys and values of one layer with room for so many places; doubling keeps the copying in proportion."""
@@ -156,7 +156,10 @@ class LeanRunner:
         """See `Runner`. Rows part after the first block that has functions; before it they are computed once."""
         n_new = tokens.shape[1]
         if cache is None:
-            cache = Cache([], [], padded=not bool(mask.all()))
+            cache = Cache([], [])
+        if n_new > 1 or not cache.length:
+            # Asked once a text and not at every token, because an accelerator has to be waited for.
+            cache.padded = cache.padded or not bool(mask.all())
         h = self.model.model.embed_tokens(tokens)
         around = self._surroundings(mask if cache.padded else mask[:1], n_new, cache.padded, h)
         parting = min(functions, default=len(self._blocks) - 1) if rows is not None else None

@@ -18,7 +18,7 @@ from jaxtyping import install_import_hook
 
 # Every shape and type that a signature promises is checked while the tests run.
 CHECKED = (
-    "estimators", "operators", "runners", "models", "generation", "extraction", "evaluation",
+    "estimators", "operators", "runners", "models", "passes", "generation", "extraction", "evaluation",
     "measures", "nulls", "calibration", "limits", "training", "sweeps", "items",
 )  # fmt: skip
 install_import_hook(

@@ -20,6 +20,7 @@ TIERS = [
     {"evaluation", "calibration", "spaces", "plots", "figures", "exchange"},
     {"measures", "nulls", "items", "limits"},
     {"generation", "extraction", "training"},
+    {"passes"},
     {"steering", "expressions"},
     {"vectors", "models", "personas", "estimators"},
     {"operators", "fingerprints", "weights", "tints", "runners"},

@@ -12,8 +12,9 @@ import torch
 from conftest import LAYERS, WIDTH, make_vector, save_model
 from torch import Tensor
 
-from steerkit.generation import Probe, Sampling, complete, reply_logits
+from steerkit.generation import Probe, Sampling, complete
 from steerkit.models import Model, load_model, pad_left
+from steerkit.passes import reply_logits
 from steerkit.runners import Cache, LeanRunner, PlainRunner, share_weights
 from steerkit.steering import Steering, Term
 
@@ -153,7 +154,7 @@ def test_a_gradient_goes_through_the_hook_points(model: Model, batch: tuple[Tens
 
 
 def test_a_cache_grows_and_keeps_what_it_holds() -> None:
-    cache = Cache([], [], padded=False)
+    cache = Cache([], [])
     kept = torch.randn(2, 3, 200, 4)
     for i in range(200):
         keys, values = cache.reserve(0, i + 1, kept[:, :, i : i + 1])
