@@ -17,7 +17,7 @@ from torch import Tensor
 
 from steerkit.errors import PromptError, VectorError
 from steerkit.models import Message, Model, ResidualFunction
-from steerkit.passes import prefill
+from steerkit.passes import Means, prefill
 from steerkit.steering import Steering, edits
 from steerkit.vectors import SteeringVector
 
@@ -173,6 +173,7 @@ def stream(
     steerings: Sequence[Steering],
     probes: Sequence[Probe] = (),
     sampling: Sampling | None = None,
+    means: Means | None = None,
 ) -> Iterator[Step]:
     """Generate a reply for every row at once, a token of every row at a time.
 
@@ -182,6 +183,7 @@ def stream(
         steerings: one per row; rows of one batch may be steered differently
         probes: what is read at every reply token
         sampling: how tokens are chosen
+        means: is given every reply token of every row
 
     Yields:
         A step for each row that is still speaking. The token that ends a reply is not part of it.
@@ -194,7 +196,7 @@ def stream(
     last = torch.tensor([prompt[-1:] for prompt in prompts], device=model.device)
     logits, cache = model.forward(last, mask, cache, pushes)
     readings = Readings(probes, model.device)
-    functions = _merge(pushes, readings.functions())
+    functions = _merge(pushes, readings.functions(), means.functions() if means else {})
     choose = _Chooser(sampling, len(prompts), model.device)
     decoders = [Decoder(model.tokenizer) for _ in prompts]
     speaking = [True] * len(prompts)
@@ -207,10 +209,12 @@ def stream(
         steps = [Step(row, token, decoders[row].push(token)) for row, token in enumerate(picked) if speaking[row]]
         if not probes:
             yield from steps
-            if position + 1 == sampling.max_tokens:
+            if position + 1 == sampling.max_tokens and means is None:
                 return
         mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
         logits, cache = model.forward(chosen[:, None], mask, cache, functions)
+        if means is not None:
+            means.take(speaking)
         if probes:
             scores = readings.scores[:, -1].tolist()
             yield from (Step(step.row, step.token, step.text, tuple(scores[step.row])) for step in steps)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steerkit.models import Model, pad_left
+from steerkit.models import Model, ResidualFunction, pad_left
 from steerkit.steering import Steering, edits
 
 
@@ -37,7 +37,8 @@ def prefill(
     rows = torch.tensor([places[start] for start in starts], device=model.device)
     whole = [start for start, _ in unique]
     heads, owners = shared_starts(whole) if not any(steering for _, steering in unique) else ([()], [0] * len(whole))
-    cache, before = None, torch.ones(len(whole), 0, dtype=torch.long, device=model.device)
+    cache: Any = None
+    before = torch.ones(len(whole), 0, dtype=torch.long, device=model.device)
     if any(heads):
         tokens, before = pad_left(heads, model.device)
         _, cache = model.forward(tokens, before, keep=0)
@@ -52,6 +53,49 @@ def prefill(
         _, cache = model.forward(tokens, mask, cache, edits([steering for _, steering in unique], like), keep=0)
     cache.batch_select_indices(rows)
     return cache, mask[rows]
+
+
+class Means:
+    """Collects the mean residual stream of some tokens of each row while a model runs."""
+
+    def __init__(self, model: Model, n_rows: int) -> None:
+        self._latest = torch.zeros(n_rows, model.n_layers, model.width, device=model.device)
+        self._totals = torch.zeros_like(self._latest)
+        self._counts = torch.zeros(n_rows, device=model.device)
+
+    def functions(self) -> dict[int, list[ResidualFunction]]:
+        """A reader for every layer; they belong behind the edits."""
+        return {l: [self._reader(l)] for l in range(self._latest.shape[1])}
+
+    def _reader(self, l: int) -> ResidualFunction:
+        def read(h: Tensor) -> Tensor:
+            self._latest[:, l] = h[:, -1].float()
+            return h
+
+        return read
+
+    def take(self, rows: Sequence[bool]) -> None:
+        """Count the token that was read last, in some of the rows."""
+        counted = torch.tensor(rows, device=self._counts.device)
+        self._totals += self._latest * counted[:, None, None]
+        self._counts += counted
+
+    @property
+    def values(self) -> Float[Tensor, "b l d"]:
+        """The means, in float32; 0 where nothing was counted."""
+        return self._totals / self._counts.clamp_min(1)[:, None, None]
+
+
+def prompt_states(model: Model, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "b l d"]:
+    """The residual stream at the last token of every prompt, from which a reply will be made."""
+    plain = [Steering()] * len(prompts)
+    cache, mask = prefill(model, prompts, plain)
+    mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
+    last = torch.tensor([prompt[-1:] for prompt in prompts], device=model.device)
+    means = Means(model, len(prompts))
+    model.forward(last, mask, cache, means.functions(), keep=0)
+    means.take([True] * len(prompts))
+    return means.values
 
 
 def shared_starts(rows: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], list[int]]:
