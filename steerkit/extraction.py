@@ -24,7 +24,8 @@ from torch import Tensor
 from steerkit.errors import SteerkitError, nearest
 from steerkit.estimators import ESTIMATORS
 from steerkit.generation import Reply, Sampling, Step, gather, stream
-from steerkit.models import Message, Model, pad_left
+from steerkit.models import Message, Model
+from steerkit.passes import Means, prompt_states
 from steerkit.personas import Pair, names
 from steerkit.steering import Steering
 from steerkit.training import Lesson, train
@@ -251,11 +252,12 @@ def contrasts(
     for batch in _batches(cases, recipe.batch_size):
         rows = [case.positive for case in batch] + [case.negative for case in batch]
         share = len(rows) * total // (2 * len(cases))
-        replies: list[Reply] = []
         if recipe.reading == "response":
-            replies = _speak(model, rows, recipe, done, total, progress)
-        means, heard = _activations(model, rows, replies)
-        positive, negative = means.cpu().chunk(2)
+            replies, states = _speak(model, rows, recipe, done, total, progress)
+        else:
+            replies, states = [], prompt_states(model, rows)
+        positive, negative = states.cpu().chunk(2)
+        heard = [bool(reply.tokens) for reply in replies] or [True] * len(rows)
         kept = [i for i, sides in enumerate(zip(*_halves(heard), strict=True)) if all(sides)]
         if audit is not None:
             audit.empty += len(batch) - len(kept)
@@ -298,28 +300,16 @@ def _halves(rows: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
 
 def _speak(
     model: Model, rows: Sequence[tuple[int, ...]], recipe: Recipe, done: int, total: int, progress: Progress
-) -> list[Reply]:
-    """The model's own replies."""
+) -> tuple[list[Reply], Float[Tensor, "b l d"]]:
+    """The model's own replies, and its mean state while it gave them."""
     sampling = Sampling(recipe.max_tokens, recipe.temperature, recipe.top_p, recipe.seed)
     steps: list[list[Step]] = [[] for _ in rows]
-    for step in stream(model, rows, [Steering()] * len(rows), (), sampling):
+    means = Means(model, len(rows))
+    for step in stream(model, rows, [Steering()] * len(rows), (), sampling, means):
         steps[step.row].append(step)
         said = len(steps[step.row])
         progress("extract", min(done + said * len(rows), total), total)
-    return [gather(row, said, ()) for row, said in zip(rows, steps, strict=True)]
-
-
-def _activations(
-    model: Model, rows: Sequence[tuple[int, ...]], replies: Sequence[Reply]
-) -> tuple[Float[Tensor, "b l d"], list[bool]]:
-    """Mean activation of each row's reply, or of its last prompt token where there is no reply to read."""
-    spoken = [reply.tokens for reply in replies] or [()] * len(rows)
-    tokens, mask = pad_left([[*row, *reply] for row, reply in zip(rows, spoken, strict=True)], model.device)
-    pool = torch.zeros_like(mask, dtype=torch.bool)
-    for row, reply in enumerate(spoken):
-        pool[row, -max(len(reply), 1) :] = True
-    heard = [bool(reply) for reply in spoken] if replies else [True] * len(rows)
-    return model.residuals(tokens, mask, pool), heard
+    return [gather(row, said, ()) for row, said in zip(rows, steps, strict=True)], means.values
 
 
 def _provenance(model: Model, pair: Pair, recipe: Recipe, n_pairs: int, audit: Audit) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from steerkit.errors import PromptError, VectorError
-from steerkit.models import Message, Model, ResidualFunction, pad_left
+from steerkit.models import Message, Model, ResidualFunction
+from steerkit.passes import Means, prefill
 from steerkit.steering import Steering, edits
 from steerkit.vectors import SteeringVector
 
@@ -172,6 +173,7 @@ def stream(
     steerings: Sequence[Steering],
     probes: Sequence[Probe] = (),
     sampling: Sampling | None = None,
+    means: Means | None = None,
 ) -> Iterator[Step]:
     """Generate a reply for every row at once, a token of every row at a time.
 
@@ -181,6 +183,7 @@ def stream(
         steerings: one per row; rows of one batch may be steered differently
         probes: what is read at every reply token
         sampling: how tokens are chosen
+        means: is given every reply token of every row
 
     Yields:
         A step for each row that is still speaking. The token that ends a reply is not part of it.
@@ -188,12 +191,12 @@ def stream(
     sampling = sampling or Sampling()
     like = torch.empty(0, device=model.device, dtype=model.dtype)
     pushes = edits(steerings, like)
-    cache, mask = _prefill(model, prompts, steerings)
+    cache, mask = prefill(model, prompts, steerings)
     mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
     last = torch.tensor([prompt[-1:] for prompt in prompts], device=model.device)
     logits, cache = model.forward(last, mask, cache, pushes)
     readings = Readings(probes, model.device)
-    functions = _merge(pushes, readings.functions())
+    functions = _merge(pushes, readings.functions(), means.functions() if means else {})
     choose = _Chooser(sampling, len(prompts), model.device)
     decoders = [Decoder(model.tokenizer) for _ in prompts]
     speaking = [True] * len(prompts)
@@ -206,36 +209,15 @@ def stream(
         steps = [Step(row, token, decoders[row].push(token)) for row, token in enumerate(picked) if speaking[row]]
         if not probes:
             yield from steps
-            if position + 1 == sampling.max_tokens:
+            if position + 1 == sampling.max_tokens and means is None:
                 return
         mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
         logits, cache = model.forward(chosen[:, None], mask, cache, functions)
+        if means is not None:
+            means.take(speaking)
         if probes:
             scores = readings.scores[:, -1].tolist()
             yield from (Step(step.row, step.token, step.text, tuple(scores[step.row])) for step in steps)
-
-
-def _prefill(
-    model: Model, prompts: Sequence[Sequence[int]], steerings: Sequence[Steering]
-) -> tuple[Any, Int[Tensor, "b t"]]:
-    """Process every prompt but its last token, which is where steering begins; rows that start alike share the work.
-
-    Returns:
-        The cache, and the mask [b t] of what is in it, one row a prompt. Prompts of one token leave nothing to do.
-    """
-    starts = [
-        (tuple(prompt[:-1]), steering if steering.everywhere else Steering())
-        for prompt, steering in zip(prompts, steerings, strict=True)
-    ]
-    if not any(start for start, _ in starts):
-        return None, torch.ones(len(starts), 0, dtype=torch.long, device=model.device)
-    unique = list(dict.fromkeys(starts))
-    tokens, mask = pad_left([start for start, _ in unique], model.device)
-    rows = torch.tensor([unique.index(start) for start in starts], device=model.device)
-    like = torch.empty(0, device=model.device, dtype=model.dtype)
-    _, cache = model.forward(tokens, mask, functions=edits([steering for _, steering in unique], like))
-    cache.batch_select_indices(rows)
-    return cache, mask[rows]
 
 
 class _Chooser:
@@ -289,41 +271,13 @@ def read_tokens(
     steering = steering or Steering()
     readings = Readings(probes, model.device)
     like = torch.empty(0, device=model.device, dtype=model.dtype)
-    cache, mask = _prefill(model, [prompt], [steering])
+    cache, mask = prefill(model, [prompt], [steering])
     spoken = torch.tensor([[*prompt[-1:], *reply]], device=model.device)
     mask = torch.cat([mask, mask.new_ones(1, spoken.shape[1])], dim=1)
     model.forward(spoken, mask, cache, _merge(edits([steering], like), readings.functions()))
     decoder = Decoder(model.tokenizer)
     scores = readings.scores[0, len(prompt[-1:]) :].cpu() if probes else torch.zeros(len(reply), 0)
     return Readout(tuple(decoder.push(token) for token in reply), tuple(probe.name for probe in probes), scores)
-
-
-def reply_logits(
-    model: Model,
-    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
-    steerings: Sequence[Steering],
-    gradient: bool = False,
-) -> list[Float[Tensor, "s v"]]:
-    """Logits that predict each given reply, under one steering per row.
-
-    Args:
-        model: who is asked
-        pairs: (prompt tokens, reply tokens), one per row
-        steerings: one per row
-        gradient: whether the vectors in the steerings can be differentiated
-
-    Returns:
-        For each row the logits [s v] of its s reply tokens, in float32.
-    """
-    cache, mask = _prefill(model, [prompt for prompt, _ in pairs], steerings)
-    # The last reply token predicts nothing that is asked for. Padding stands behind, where no token looks.
-    rows = [[*prompt[-1:], *reply[:-1]] for prompt, reply in pairs]
-    width = max(map(len, rows))
-    tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=model.device)
-    mask = torch.cat([mask, mask.new_ones(len(rows), width)], dim=1)
-    like = torch.empty(0, device=model.device, dtype=model.dtype)
-    logits, _ = model.forward(tokens, mask, cache, edits(steerings, like), width, gradient)
-    return [logits[row, : len(reply)].float() for row, (_, reply) in enumerate(pairs)]
 
 
 @dataclass(frozen=True)

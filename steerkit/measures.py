@@ -15,8 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerkit.generation import Sampling, complete, reply_logits
+from steerkit.generation import Sampling, complete
 from steerkit.models import Message, Model
+from steerkit.passes import reply_logits
 from steerkit.personas import Item
 from steerkit.steering import Steering
 from steerkit.weights import Progress, ignore_progress

@@ -22,6 +22,7 @@ from torch import Tensor
 from steerkit import weights
 from steerkit.errors import ModelError, PromptError, nearest
 from steerkit.fingerprints import Fingerprint
+from steerkit.runners import Cache, LeanRunner, PlainRunner, Runner, select_rows, share_weights
 
 Message = Mapping[str, str]
 """One turn of a chat: `role` (system, user or assistant) and `content`."""
@@ -45,6 +46,8 @@ class Model:
     """The Hugging Face tokenizer, with its chat template if it has one."""
     notes: list[str] = field(default_factory=list)
     """What the user should know about how this model is used, said once."""
+    runner: Runner | None = field(default=None, repr=False)
+    """A faster way through the same weights; without one, every pass goes through the hook points."""
 
     @property
     def n_layers(self) -> int:
@@ -145,27 +148,36 @@ class Model:
 
     def forward(
         self,
-        tokens: Int[Tensor, "b s"],
-        mask: Int[Tensor, "b t"],
+        tokens: Int[Tensor, "u s"],
+        mask: Int[Tensor, "u t"],
         cache: Any = None,
         functions: Mapping[int, Sequence[ResidualFunction]] | None = None,
         keep: int = 1,
         gradient: bool = False,
+        rows: Int[Tensor, " b"] | None = None,
     ) -> tuple[Float[Tensor, "b k v"], Any]:
-        """One forward pass.
+        """One forward pass, by the runner if there is one and nobody else has hooked the model.
 
         Args:
-            tokens: what is new, [b s]
-            mask: 1 where a token counts, over the cached tokens and the new ones, [b t]
-            cache: what the previous pass returned, or None for a fresh start
-            functions: by layer, what is done to the residual stream, in order
-            keep: at how many of the last positions logits are wanted
+            tokens: what is new, [u s]
+            mask: 1 where a token counts, over the cached tokens and the new ones, [u t]
+            cache: what the previous pass returned, or None for a fresh start; it is used up
+            functions: by layer, what is done to the residual stream of the b rows, in order
+            keep: at how many of the last positions logits are wanted; 0 where only the functions matter
             gradient: whether the functions can be differentiated; the weights never are
+            rows: for each of b rows the row of `tokens` that it continues, where several are steered differently; what
+                they share is computed once
 
         Returns:
-            Logits [b keep v] and the cache to hand to the next pass.
+            Logits [b keep v] and the cache to hand to the next pass, of b rows.
         """
-        options = {"logits_to_keep": keep} if self._can_trim_logits else {}
+        if isinstance(cache, Cache) or not (self.runner is None or gradient or self._watched):
+            assert self.runner is not None
+            with torch.inference_mode():
+                return self.runner.forward(tokens, mask, cache, functions or {}, keep, rows)
+        tokens, mask = select_rows(tokens, mask, cache, rows)
+        # Asked for the last none, Hugging Face gives all.
+        options = {"logits_to_keep": max(keep, 1)} if self._can_trim_logits else {}
         with torch.enable_grad() if gradient else torch.inference_mode(), self._hooks(functions or {}):
             logits, cache = self.bridge(
                 tokens,
@@ -175,7 +187,7 @@ class Model:
                 return_type="logits_and_cache",
                 **options,
             )
-        return logits[:, -keep:], cache
+        return logits[:, logits.shape[1] - keep :], cache
 
     def residuals(
         self, tokens: Int[Tensor, "b s"], mask: Int[Tensor, "b s"], pool: Bool[Tensor, "b s"]
@@ -194,7 +206,7 @@ class Model:
 
             return read
 
-        self.forward(tokens, mask, functions={l: [reader(l)] for l in range(self.n_layers)})
+        self.forward(tokens, mask, functions={l: [reader(l)] for l in range(self.n_layers)}, keep=0)
         return means
 
     @contextmanager
@@ -217,6 +229,15 @@ class Model:
         finally:
             for handle in handles:
                 handle.remove()
+
+    @cached_property
+    def _points(self) -> list[Any]:
+        return list(self.bridge.hook_dict.values())
+
+    @property
+    def _watched(self) -> bool:
+        """Whether somebody has put hooks of their own on the bridge; they must see what happens."""
+        return any(point._forward_hooks for point in self._points)
 
     @cached_property
     def _can_trim_logits(self) -> bool:
@@ -262,7 +283,43 @@ def load_model(
     except Exception as error:
         # transformers and its hub client raise dozens of types here; each of them means that there is no model.
         raise ModelError(_explain(name or title, source, error)) from error
-    return Model(title, bridge, bridge.tokenizer)
+    model = Model(title, bridge, bridge.tokenizer)
+    model.runner = _find_runner(model)
+    return model
+
+
+def _find_runner(model: Model) -> Runner | None:
+    """The fastest way through the model's weights that computes what the hook points see."""
+    from transformer_lens.utilities.position_ids import accepts_mask_derived_position_ids
+
+    plain = share_weights(model.bridge.original_model)
+    if plain is None:
+        return None
+    if LeanRunner.fits(plain):
+        return LeanRunner(plain)
+    blocks = plain.get_submodule(model.bridge.adapter.component_mapping["blocks"].name)
+    runner = PlainRunner(plain, list(blocks), accepts_mask_derived_position_ids(plain))
+    return runner if _agrees(model, runner) else None
+
+
+def _agrees(model: Model, runner: Runner) -> bool:
+    """Whether a runner gives the hooked path's logits for a padded row, an edit and a cached step."""
+    tokens = torch.arange(1, 13, device=model.device).reshape(2, 6)
+    mask = torch.ones_like(tokens)
+    mask[1, :2] = 0
+    longer = torch.cat([mask, mask.new_ones(2, 1)], dim=1)
+    push = {model.n_layers // 2: [lambda h: h * 1.1]}
+    found = []
+    with torch.inference_mode():
+        for forward in (model.forward, runner.forward):
+            try:
+                first, cache = forward(tokens, mask, None, push, 1, rows=None)
+                second, _ = forward(tokens[:, :1], longer, cache, push, 1, rows=None)
+            except (TypeError, ValueError, RuntimeError, AttributeError, KeyError):
+                return False
+            found.append(torch.cat([first, second]).float())
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.05
+    return bool((found[0] - found[1]).norm() <= tolerance * found[0].norm())
 
 
 def _locate(name: str, progress: weights.Progress) -> tuple[str, str]:

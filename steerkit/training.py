@@ -22,8 +22,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerkit.generation import reply_logits
 from steerkit.models import Model
+from steerkit.passes import reply_logits
 from steerkit.steering import Steering, Term
 from steerkit.vectors import SteeringVector
 from steerkit.weights import Progress, ignore_progress

@@ -18,7 +18,7 @@ from jaxtyping import install_import_hook
 
 # Every shape and type that a signature promises is checked while the tests run.
 CHECKED = (
-    "estimators", "operators", "models", "generation", "extraction", "evaluation",
+    "estimators", "operators", "runners", "models", "passes", "generation", "extraction", "evaluation",
     "measures", "nulls", "calibration", "limits", "training", "sweeps", "items",
 )  # fmt: skip
 install_import_hook(
@@ -77,6 +77,7 @@ def save_model(folder: Path, architecture: str = "llama", template: str | None =
     configs: dict[str, Callable[[], Any]] = {
         "llama": lambda: hf.LlamaConfig(**common, **shape, **window, **grouped),
         "qwen2": lambda: hf.Qwen2Config(**common, **shape, **window, num_key_value_heads=2),
+        "mistral": lambda: hf.MistralConfig(**common, **shape, **window, **grouped, sliding_window=None),
         "gemma3": lambda: hf.Gemma3TextConfig(**common, **shape, **window, **grouped, sliding_window=64),
         "gpt2": lambda: hf.GPT2Config(**common, n_embd=WIDTH, n_layer=LAYERS, n_head=4, n_positions=512),
         "gpt_neox": lambda: hf.GPTNeoXConfig(**common, **shape, **window),

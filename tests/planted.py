@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import torch
 
-from steerkit.generation import reply_logits
 from steerkit.measures import item_rows
 from steerkit.models import Model
+from steerkit.passes import reply_logits
 from steerkit.personas import Item
 from steerkit.steering import Steering, Term
 from steerkit.vectors import SteeringVector

@@ -20,9 +20,10 @@ TIERS = [
     {"evaluation", "calibration", "spaces", "plots", "figures", "exchange"},
     {"measures", "nulls", "items", "limits"},
     {"generation", "extraction", "training"},
+    {"passes"},
     {"steering", "expressions"},
     {"vectors", "models", "personas", "estimators"},
-    {"operators", "fingerprints", "weights", "tints"},
+    {"operators", "fingerprints", "weights", "tints", "runners"},
     {"files"},
     {"errors"},
 ]

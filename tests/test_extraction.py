@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from conftest import make_vector
+from torch import Tensor
 
 from steerkit import extraction
 from steerkit.errors import SteerkitError
 from steerkit.estimators import ESTIMATORS
-from steerkit.extraction import Audit, Recipe, Sums, audit_warnings, extract
+from steerkit.extraction import Audit, Recipe, Sums, audit_warnings, contrasts, extract
 from steerkit.generation import Readout, Reply
 from steerkit.models import Model, pad_left
 from steerkit.personas import Pair, Persona, find_pair
@@ -58,6 +61,17 @@ def test_the_prompt_reading_is_the_mean_difference_of_last_prompt_tokens(tiny: M
         sides.append(torch.stack(means).mean(0))
     assert torch.allclose(vector.directions, sides[0] - sides[1], atol=1e-4)
     assert torch.allclose(vector.baseline, sides[1], atol=1e-4)
+
+
+def test_the_response_reading_is_what_a_pass_over_the_finished_replies_reads(tiny: Model, pair: Pair) -> None:
+    for part in contrasts(tiny, pair, Recipe(max_tokens=6)):
+        for i, (case, replies) in enumerate(zip(part.cases, part.replies, strict=True)):
+            live = part.positive[i], part.negative[i]
+            for prompt, reply, states in zip((case.positive, case.negative), replies, live, strict=True):
+                tokens, mask = pad_left([[*prompt, *reply.tokens]], tiny.device)
+                pool = torch.zeros_like(mask, dtype=torch.bool)
+                pool[:, -len(reply.tokens) :] = True
+                assert torch.allclose(states, tiny.residuals(tokens, mask, pool)[0], atol=1e-4)
 
 
 def test_batches_and_their_order_do_not_change_the_vector(tiny: Model, pair: Pair) -> None:
@@ -108,14 +122,17 @@ def test_pairs_in_which_one_side_says_nothing_are_left_out(
 ) -> None:
     speak = extraction._speak
 
-    def sometimes_silent(*args: object) -> list[Reply]:
-        replies = speak(*args)  # type: ignore[arg-type]
-        return [replace(replies[0], tokens=()), *replies[1:]]
+    def silence(n_rows: int) -> Callable[..., tuple[list[Reply], Tensor]]:
+        def silenced(*args: Any) -> tuple[list[Reply], Tensor]:
+            replies, states = speak(*args)
+            return [replace(r, tokens=()) for r in replies[:n_rows]] + replies[n_rows:], states
 
-    monkeypatch.setattr(extraction, "_speak", sometimes_silent)
+        return silenced
+
+    monkeypatch.setattr(extraction, "_speak", silence(1))
     vector = extract(tiny, pair, Recipe(max_tokens=3))
     assert vector.provenance["n_pairs"] == 11
-    monkeypatch.setattr(extraction, "_speak", lambda *args: [replace(r, tokens=()) for r in speak(*args)])
+    monkeypatch.setattr(extraction, "_speak", silence(100))
     with pytest.raises(SteerkitError, match="said nothing"):
         extract(tiny, pair, Recipe(max_tokens=3))
 

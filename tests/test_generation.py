@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from steerkit.generation import Decoder, Probe, Sampling, complete, read_chat, read_tokens, reply_logits, stream
+from steerkit.generation import Decoder, Probe, Sampling, complete, read_chat, read_tokens, stream
 from steerkit.models import Model, pad_left
+from steerkit.passes import reply_logits
 from steerkit.steering import Steering
 from steerkit.vectors import SteeringVector
 

@@ -9,7 +9,6 @@ import torch
 from conftest import make_vector
 from torch import Tensor
 
-from steerkit.generation import reply_logits
 from steerkit.measures import (
     FIRST,
     Row,
@@ -27,6 +26,7 @@ from steerkit.measures import (
 )
 from steerkit.models import Model
 from steerkit.nulls import random_like
+from steerkit.passes import reply_logits
 from steerkit.personas import LIBRARY, Item, find_persona, load_personas
 from steerkit.steering import Steering, Term
 

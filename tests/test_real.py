@@ -9,11 +9,12 @@ import torch
 
 from steerkit.errors import VectorError
 from steerkit.evaluation import measure_shifts
-from steerkit.generation import Probe, Sampling, complete, read_tokens, reply_logits
+from steerkit.generation import Probe, Sampling, complete, read_tokens
 from steerkit.limits import REPETITION
 from steerkit.measures import neutral, write_texts
 from steerkit.models import Model
 from steerkit.operators import OPERATORS
+from steerkit.passes import reply_logits
 from steerkit.personas import find_persona, load_personas
 from steerkit.steering import Steering, Term
 from steerkit.vectors import VectorSet, load_vector

@@ -1,0 +1,179 @@
+"""Given text through a model under steerings; whatever rows have in common is computed once.
+
+Rows of a batch often begin alike: the same system prompt before every question, the same question under every
+steering. Each stretch that is shared is one row of its own pass, and rows part where they begin to differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from steerkit.models import Model, ResidualFunction, pad_left
+from steerkit.steering import Steering, edits
+
+
+def prefill(
+    model: Model, prompts: Sequence[Sequence[int]], steerings: Sequence[Steering]
+) -> tuple[Any, Int[Tensor, "b t"]]:
+    """Process every prompt but its last token, which is where steering begins; rows that start alike share the work.
+
+    Returns:
+        The cache, and the mask [b t] of what is in it, one row a prompt. Prompts of one token leave nothing to do.
+    """
+    starts = [
+        (tuple(prompt[:-1]), steering if steering.everywhere else Steering())
+        for prompt, steering in zip(prompts, steerings, strict=True)
+    ]
+    if not any(start for start, _ in starts):
+        return None, torch.ones(len(starts), 0, dtype=torch.long, device=model.device)
+    unique = list(dict.fromkeys(starts))
+    places = {start: i for i, start in enumerate(unique)}
+    rows = torch.tensor([places[start] for start in starts], device=model.device)
+    whole = [start for start, _ in unique]
+    heads, owners = shared_starts(whole) if not any(steering for _, steering in unique) else ([()], [0] * len(whole))
+    cache: Any = None
+    before = torch.ones(len(whole), 0, dtype=torch.long, device=model.device)
+    if any(heads):
+        tokens, before = pad_left(heads, model.device)
+        _, cache = model.forward(tokens, before, keep=0)
+        owner = torch.tensor(owners, device=model.device)
+        cache.batch_select_indices(owner)
+        before = before[owner]
+    rest = [start[len(heads[i]) :] for start, i in zip(whole, owners, strict=True)]
+    tokens, mask = pad_left(rest, model.device)
+    mask = torch.cat([before, mask], dim=1)
+    if tokens.shape[1]:
+        like = torch.empty(0, device=model.device, dtype=model.dtype)
+        _, cache = model.forward(tokens, mask, cache, edits([steering for _, steering in unique], like), keep=0)
+    cache.batch_select_indices(rows)
+    return cache, mask[rows]
+
+
+class Means:
+    """Collects the mean residual stream of some tokens of each row while a model runs."""
+
+    def __init__(self, model: Model, n_rows: int) -> None:
+        self._latest = torch.zeros(n_rows, model.n_layers, model.width, device=model.device)
+        self._totals = torch.zeros_like(self._latest)
+        self._counts = torch.zeros(n_rows, device=model.device)
+
+    def functions(self) -> dict[int, list[ResidualFunction]]:
+        """A reader for every layer; they belong behind the edits."""
+        return {l: [self._reader(l)] for l in range(self._latest.shape[1])}
+
+    def _reader(self, l: int) -> ResidualFunction:
+        def read(h: Tensor) -> Tensor:
+            self._latest[:, l] = h[:, -1].float()
+            return h
+
+        return read
+
+    def take(self, rows: Sequence[bool]) -> None:
+        """Count the token that was read last, in some of the rows."""
+        counted = torch.tensor(rows, device=self._counts.device)
+        self._totals += self._latest * counted[:, None, None]
+        self._counts += counted
+
+    @property
+    def values(self) -> Float[Tensor, "b l d"]:
+        """The means, in float32; 0 where nothing was counted."""
+        return self._totals / self._counts.clamp_min(1)[:, None, None]
+
+
+def prompt_states(model: Model, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "b l d"]:
+    """The residual stream at the last token of every prompt, from which a reply will be made."""
+    plain = [Steering()] * len(prompts)
+    cache, mask = prefill(model, prompts, plain)
+    mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
+    last = torch.tensor([prompt[-1:] for prompt in prompts], device=model.device)
+    means = Means(model, len(prompts))
+    model.forward(last, mask, cache, means.functions(), keep=0)
+    means.take([True] * len(prompts))
+    return means.values
+
+
+def shared_starts(rows: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], list[int]]:
+    """Stretches that rows have in common, and for each row which of them it begins with.
+
+    Sorted rows that begin alike are neighbours; they are cut into runs so that as many tokens as can be are spared.
+
+    >>> shared_starts([[1, 2, 3, 4], [7, 8], [1, 2, 3, 5]])
+    ([[1, 2, 3], []], [0, 1, 0])
+    """
+    order = sorted(range(len(rows)), key=lambda i: list(rows[i]))
+    alike = [_common(rows[i], rows[j]) for i, j in pairwise(order)]
+    # spared[n] is the most that the first n rows can spare, and begins[n] is where the last run of that cut begins.
+    spared, begins = [0], [0]
+    for end in range(1, len(rows) + 1):
+        choices, shared = [(spared[end - 1], end - 1)], len(rows[order[end - 1]])
+        for begin in range(end - 2, -1, -1):
+            shared = min(shared, alike[begin])
+            if not shared:
+                break
+            choices.append((spared[begin] + shared * (end - begin - 1), begin))
+        most, begin = max(choices)
+        spared.append(most)
+        begins.append(begin)
+    heads: list[Sequence[int]] = []
+    owners = [0] * len(rows)
+    end = len(rows)
+    while end:
+        run = order[begins[end] : end]
+        # A row alone shares nothing, so it is all rest.
+        length = min(alike[begins[end] : end - 1], default=0)
+        for i in run:
+            owners[i] = len(heads)
+        heads.append(rows[run[0]][:length])
+        end = begins[end]
+    return heads[::-1], [len(heads) - 1 - owner for owner in owners]
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two rows begin with alike."""
+    pairs = zip(one, other, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
+def reply_logits(
+    model: Model,
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    steerings: Sequence[Steering],
+    gradient: bool = False,
+) -> list[Float[Tensor, "s v"]]:
+    """Logits that predict each given reply, under one steering per row.
+
+    Args:
+        model: who is asked
+        pairs: (prompt tokens, reply tokens), one per row
+        steerings: one per row
+        gradient: whether the vectors in the steerings can be differentiated
+
+    Returns:
+        For each row the logits [s v] of its s reply tokens, in float32.
+    """
+    spoken = [(tuple(prompt), tuple(reply)) for prompt, reply in pairs]
+    # A prompt that is steered too differs with its steering; else rows with the same text share it, up to where they
+    # are steered.
+    texts = [
+        (text, steering if steering.everywhere else None) for text, steering in zip(spoken, steerings, strict=True)
+    ]
+    unique = list(dict.fromkeys(texts))
+    places = {text: i for i, text in enumerate(unique)}
+    rows = torch.tensor([places[text] for text in texts], device=model.device)
+    cache, mask = prefill(
+        model, [prompt for (prompt, _), _ in unique], [steering or Steering() for _, steering in unique]
+    )
+    # The last reply token predicts nothing that is asked for. Padding stands behind, where no token looks.
+    asked = [[*prompt[-1:], *reply[:-1]] for (prompt, reply), _ in unique]
+    width = max(map(len, asked))
+    tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in asked], device=model.device)
+    mask = torch.cat([mask, mask.new_ones(len(asked), width)], dim=1)
+    like = torch.empty(0, device=model.device, dtype=model.dtype)
+    logits, _ = model.forward(tokens, mask, cache, edits(steerings, like), width, gradient, rows)
+    return [logits[row, : len(reply)].float() for row, (_, reply) in enumerate(pairs)]

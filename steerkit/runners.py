@@ -1,0 +1,321 @@
+"""Faster ways through a model's own weights than the hooked one, which stays as their judge.
+
+TransformerLens puts a hook point around every small module, and on a small model those cost more than the arithmetic.
+A runner computes the same logits from the same parameters, and calls functions only on the layers that have any.
+`LeanRunner` writes out the blocks of the Llama family with its matrices side by side. `PlainRunner` takes
+Hugging Face's own modules, for any other architecture, and is believed only after it has agreed with the hooked path.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+Functions = Mapping[int, Sequence[Callable[[Tensor], Tensor]]]
+"""By layer, what is done to the residual stream, in order."""
+
+LEAN = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer")
+"""Blocks that `LeanRunner` knows: root mean square norms in front, rotary grouped attention, a gated MLP."""
+STEADY_ROTATIONS = ("default", "linear", "llama3")
+"""Rotary embeddings whose angles do not depend on how long the text is."""
+
+
+@runtime_checkable
+class Runner(Protocol):
+    """One way through the weights."""
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "u s"],
+        mask: Int[Tensor, "u t"],
+        cache: Any,
+        functions: Functions,
+        keep: int,
+        rows: Int[Tensor, " b"] | None,
+    ) -> tuple[Float[Tensor, "b k v"], Any]:
+        """Logits at the last `keep` positions, and the cache to hand to the next pass; see `Model.forward`."""
+        ...
+
+
+@dataclass
+class Cache:
+    """Keys and values of every layer, with room to grow."""
+
+    keys: list[Float[Tensor, "b h t e"]]
+    """By layer; only the first `length` places count."""
+    values: list[Float[Tensor, "b h t e"]]
+    """Likewise."""
+    length: int = 0
+    """Places that are filled."""
+    padded: bool = False
+    """Whether some place of some row is padding, and a mask is needed."""
+
+    def reserve(self, l: int, length: int, like: Float[Tensor, "b h s e"]) -> tuple[Tensor, Tensor]:
+        """Keys and values of one layer with room for so many places; doubling keeps the copying in proportion."""
+        if l == len(self.keys) or self.keys[l].shape[2] < length:
+            room = max(64, 1 << (length - 1).bit_length())
+            for store in (self.keys, self.values):
+                grown = like.new_empty(like.shape[0], like.shape[1], room, like.shape[3])
+                if l < len(store):
+                    grown[:, :, : self.length] = store[l][:, :, : self.length]
+                    store[l] = grown
+                else:
+                    store.append(grown)
+        return self.keys[l], self.values[l]
+
+    def batch_select_indices(self, rows: Int[Tensor, " b"]) -> None:
+        """Keep these rows, in this order; a row may be named several times."""
+        for store in (self.keys, self.values):
+            store[:] = [kept.index_select(0, rows) for kept in store]
+
+
+@dataclass(frozen=True)
+class _Block:
+    """The parameters of one block, matrices that share their input side by side."""
+
+    before_attention: Tensor
+    attention: tuple[Tensor, Tensor | None]
+    out: tuple[Tensor, Tensor | None]
+    before_mlp: Tensor
+    rise: tuple[Tensor, Tensor | None]
+    fall: tuple[Tensor, Tensor | None]
+
+
+@dataclass(frozen=True)
+class _Surroundings:
+    """What every block of one pass is told about places."""
+
+    cos: Float[Tensor, "#b s 1 e"]
+    sin: Float[Tensor, "#b s 1 e"]
+    """With the sign of a half turn in it."""
+    bias: Float[Tensor, "#b 1 q t"] | None
+    """What is added to attention scores, so that no token looks at padding or ahead; None where each may see all."""
+
+    def select(self, rows: Int[Tensor, " b"]) -> _Surroundings:
+        """The same for other rows."""
+        return _Surroundings(self.cos[rows], self.sin[rows], None if self.bias is None else self.bias[rows])
+
+
+@dataclass
+class LeanRunner:
+    """The Llama family's forward pass written out, a dozen operations a block."""
+
+    model: Any
+    """A Hugging Face causal model whose blocks are among `LEAN`; its matrices are moved side by side in memory."""
+    _blocks: list[_Block] = field(init=False)
+
+    @staticmethod
+    def fits(model: Any) -> bool:
+        """Whether a Hugging Face model is of this shape."""
+        config = model.config
+        blocks = getattr(getattr(model, "model", None), "layers", ())
+        rotation = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
+        windows = any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ())
+        slides = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+        known = bool(blocks) and all(type(block).__name__ in LEAN for block in blocks)
+        return known and rotation in STEADY_ROTATIONS and not windows and not slides
+
+    def __post_init__(self) -> None:
+        """Put matrices side by side; the model's own parameters become views of them, so no memory is added."""
+        self._blocks = [
+            _Block(
+                block.input_layernorm.weight,
+                _side_by_side([getattr(block.self_attn, f"{name}_proj") for name in "qkv"]),
+                _side_by_side([block.self_attn.o_proj]),
+                block.post_attention_layernorm.weight,
+                _side_by_side([block.mlp.gate_proj, block.mlp.up_proj]),
+                _side_by_side([block.mlp.down_proj]),
+            )
+            for block in self.model.model.layers
+        ]
+        attention = self.model.model.layers[0].self_attn
+        self._size = int(attention.head_dim)
+        self._scale = float(attention.scaling)
+        self._heads = attention.q_proj.weight.shape[0] // self._size
+        self._groups = attention.k_proj.weight.shape[0] // self._size
+        self._activate = self.model.model.layers[0].mlp.act_fn
+        self._norm = self.model.model.norm
+        self._epsilon = float(self._norm.variance_epsilon)
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "u s"],
+        mask: Int[Tensor, "u t"],
+        cache: Cache | None,
+        functions: Functions,
+        keep: int,
+        rows: Int[Tensor, " b"] | None = None,
+    ) -> tuple[Float[Tensor, "b k v"], Cache]:
+        """See `Runner`. Rows part after the first block that has functions; before it they are computed once."""
+        n_new = tokens.shape[1]
+        if cache is None:
+            cache = Cache([], [])
+        if n_new > 1 or not cache.length:
+            # Asked once a text and not at every token, because an accelerator has to be waited for.
+            cache.padded = cache.padded or not bool(mask.all())
+        h = self.model.model.embed_tokens(tokens)
+        around = self._surroundings(mask if cache.padded else mask[:1], n_new, cache.padded, h)
+        parting = min(functions, default=len(self._blocks) - 1) if rows is not None else None
+        for l, block in enumerate(self._blocks):
+            h = self._attend(h, block, l, cache, around)
+            x = functional.rms_norm(h, h.shape[-1:], block.before_mlp, self._epsilon)
+            gate, up = functional.linear(x, *block.rise).chunk(2, dim=-1)
+            h = h + functional.linear(self._activate(gate) * up, *block.fall)
+            if l == parting and rows is not None:
+                h = h[rows]
+                cache.batch_select_indices(rows)
+                around = around.select(rows) if cache.padded else around
+            for function in functions.get(l, ()):
+                h = function(h)
+        cache.length += n_new
+        return self.model.lm_head(self._norm(h[:, h.shape[1] - keep :])), cache
+
+    def _attend(
+        self, h: Float[Tensor, "b s d"], block: _Block, l: int, cache: Cache, around: _Surroundings
+    ) -> Float[Tensor, "b s d"]:
+        n_rows, n_new, _ = h.shape
+        before, length = cache.length, cache.length + n_new
+        x = functional.rms_norm(h, h.shape[-1:], block.before_attention, self._epsilon)
+        heads = functional.linear(x, *block.attention).view(n_rows, n_new, -1, self._size)
+        turning, value = heads.split([self._heads + self._groups, self._groups], dim=2)
+        turned = torch.addcmul(turning * around.cos, turning.roll(self._size // 2, -1), around.sin)
+        query, key = turned.split([self._heads, self._groups], dim=2)
+        keys, values = cache.reserve(l, length, key.transpose(1, 2))
+        keys[:, :, before:length], values[:, :, before:length] = key.transpose(1, 2), value.transpose(1, 2)
+        # Heads that share a key are queries of one head, one behind the other: nothing has to be copied for them.
+        share = self._heads // self._groups
+        query = query.view(n_rows, n_new, self._groups, share, self._size).permute(0, 2, 3, 1, 4)
+        found = functional.scaled_dot_product_attention(
+            query.reshape(n_rows, self._groups, share * n_new, self._size),
+            keys[:, :, :length],
+            values[:, :, :length],
+            attn_mask=around.bias,
+            scale=self._scale,
+        )
+        found = found.view(n_rows, self._groups, share, n_new, self._size).permute(0, 3, 1, 2, 4)
+        return h + functional.linear(found.reshape(n_rows, n_new, -1), *block.out)
+
+    def _surroundings(self, mask: Int[Tensor, "b t"], n_new: int, padded: bool, like: Tensor) -> _Surroundings:
+        places = (mask.cumsum(-1) - 1).clamp_min(0)[:, -n_new:]
+        cos, sin = self.model.model.rotary_emb(like, places)
+        sign = torch.ones_like(sin[:1, :1])
+        sign[..., : self._size // 2] = -1
+        bias = None
+        if padded or n_new > 1:
+            length = mask.shape[1]
+            seen = torch.ones(n_new, length, dtype=torch.bool, device=mask.device).tril(length - n_new)
+            # A finite number, because padding looks at nothing and its row would be 0 / 0.
+            bias = torch.zeros(len(mask), 1, n_new, length, dtype=like.dtype, device=mask.device)
+            bias.masked_fill_(~(seen & mask[:, None, None, :].bool()), torch.finfo(like.dtype).min)
+            bias = bias.repeat(1, 1, self._heads // self._groups, 1)
+        return _Surroundings(cos[:, :, None], (sin * sign)[:, :, None], bias)
+
+
+def _side_by_side(parts: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
+    """One weight and bias for several linear modules; their parameters become views of it."""
+
+    def join(parameters: Sequence[Any]) -> Tensor | None:
+        if parameters[0] is None:
+            return None
+        if len(parameters) == 1:
+            return parameters[0]
+        joined = torch.cat([parameter.data for parameter in parameters])
+        for parameter, view in zip(parameters, joined.split([len(p) for p in parameters]), strict=True):
+            parameter.data = view
+        return joined
+
+    weight = join([part.weight for part in parts])
+    assert weight is not None
+    return weight, join([part.bias for part in parts])
+
+
+@dataclass(frozen=True)
+class PlainRunner:
+    """Hugging Face's own modules, with hooks only on the blocks that have functions."""
+
+    model: Any
+    """A Hugging Face causal model."""
+    blocks: Sequence[Any]
+    """Its blocks, first to last."""
+    places: bool
+    """Whether it wants to be told positions, which padding would otherwise shift."""
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "u s"],
+        mask: Int[Tensor, "u t"],
+        cache: Any,
+        functions: Functions,
+        keep: int,
+        rows: Int[Tensor, " b"] | None = None,
+    ) -> tuple[Float[Tensor, "b k v"], Any]:
+        """See `Runner`."""
+        tokens, mask = select_rows(tokens, mask, cache, rows)
+        # Asked for the last none, Hugging Face gives all.
+        options: dict[str, Any] = {"logits_to_keep": max(keep, 1)}
+        if self.places:
+            options["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)[:, -tokens.shape[1] :]
+        handles = [self.blocks[l].register_forward_hook(_chain(steps)) for l, steps in functions.items()]
+        try:
+            found = self.model(tokens, attention_mask=mask, past_key_values=cache, use_cache=True, **options)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found.logits[:, found.logits.shape[1] - keep :], found.past_key_values
+
+
+def select_rows(
+    tokens: Int[Tensor, "u s"], mask: Int[Tensor, "u t"], cache: Any, rows: Int[Tensor, " b"] | None
+) -> tuple[Int[Tensor, "b s"], Int[Tensor, "b t"]]:
+    """Part rows before anything is computed, where they cannot be parted on the way."""
+    if rows is None:
+        return tokens, mask
+    if cache is not None:
+        cache.batch_select_indices(rows)
+    return tokens[rows], mask[rows]
+
+
+def _chain(steps: Sequence[Callable[[Tensor], Tensor]]) -> Callable[..., Any]:
+    """A hook on a block, whose output is a tensor or a tuple that begins with one."""
+
+    def hook(_module: Any, _inputs: Any, output: Any) -> Any:
+        h = output[0] if isinstance(output, tuple) else output
+        for step in steps:
+            h = step(h)
+        return (h, *output[1:]) if isinstance(output, tuple) else h
+
+    return hook
+
+
+def share_weights(wrapped: Any) -> Any | None:
+    """A plain Hugging Face model on the parameters of one that TransformerLens has wrapped; None if some are not found.
+
+    Nothing is copied. Attention is PyTorch's fused one, because nobody reads patterns here.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(wrapped.config)
+    with torch.device("meta"):
+        try:
+            plain = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=wrapped.dtype)
+        except (ValueError, ImportError):
+            # Some architectures have no fused attention.
+            return None
+    if type(plain) is not type(wrapped):
+        return None
+    named = [*wrapped.named_parameters(remove_duplicate=False), *wrapped.named_buffers(remove_duplicate=False)]
+    found = {name.replace("_original_component.", ""): tensor for name, tensor in named}
+    wanted = [*plain.named_parameters(remove_duplicate=False), *plain.named_buffers(remove_duplicate=False)]
+    for name, tensor in wanted:
+        if name not in found or found[name].shape != tensor.shape:
+            return None
+        owner, _, last = name.rpartition(".")
+        setattr(plain.get_submodule(owner), last, found[name])
+    return plain.eval()

@@ -1,0 +1,74 @@
+"""Passes: what rows have in common is computed once, and nothing else changes."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+import torch
+from conftest import make_vector
+
+from steerkit.models import Model
+from steerkit.passes import prefill, reply_logits, shared_starts
+from steerkit.steering import Steering, Term
+
+
+def common(rows: list[list[int]]) -> int:
+    return next((i for i, column in enumerate(zip(*rows, strict=False)) if len(set(column)) > 1), min(map(len, rows)))
+
+
+def most_spared(rows: list[list[int]]) -> int:
+    """By trying every way to cut the sorted rows into runs."""
+    rows = sorted(rows)
+    best = 0
+    for cuts in itertools.product([False, True], repeat=len(rows) - 1):
+        runs: list[list[list[int]]] = [[rows[0]]]
+        for row, cut in zip(rows[1:], cuts, strict=True):
+            if cut:
+                runs.append([row])
+            else:
+                runs[-1].append(row)
+        best = max(best, sum(common(run) * (len(run) - 1) for run in runs))
+    return best
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_other_cut_of_the_rows_spares_more(seed: int) -> None:
+    draw = random.Random(seed)
+    rows = [[draw.randrange(2) for _ in range(draw.randrange(9))] for _ in range(draw.randrange(1, 8))]
+    heads, owners = shared_starts(rows)
+    assert len(owners) == len(rows)
+    assert set(owners) == set(range(len(heads)))
+    for row, owner in zip(rows, owners, strict=True):
+        assert row[: len(heads[owner])] == list(heads[owner])
+    computed = sum(map(len, heads)) + sum(len(r) - len(heads[o]) for r, o in zip(rows, owners, strict=True))
+    assert sum(map(len, rows)) - computed == most_spared(rows)
+
+
+def test_rows_that_begin_alike_are_the_rows_alone(tiny: Model) -> None:
+    systems = ("You are a helpful assistant.", "You will not be switched off.")
+    prompts = [
+        tiny.chat_tokens([{"role": "system", "content": system}, {"role": "user", "content": question}])
+        for system in systems
+        for question in ("Who are you?", "What do you think of people?", "Why?")
+    ]
+    heads, _ = shared_starts([prompt[:-1] for prompt in prompts])
+    assert min(map(len, heads)) > 10
+    steerings = [Steering((Term(make_vector("hal", tiny.fingerprint), layers=(1, 3)),)), Steering()] * 3
+    pairs = [(prompt, prompts[0][:5]) for prompt in prompts]
+    for i, together in enumerate(reply_logits(tiny, pairs, steerings)):
+        assert torch.allclose(together, reply_logits(tiny, pairs[i : i + 1], steerings[i : i + 1])[0], atol=1e-4)
+
+
+def test_a_prompt_of_one_token_leaves_nothing_to_do(tiny: Model) -> None:
+    cache, mask = prefill(tiny, [[3], [4]], [Steering()] * 2)
+    assert cache is None
+    assert mask.shape == (2, 0)
+
+
+def test_prompts_of_all_lengths_go_together(tiny: Model) -> None:
+    prompts = [[3], [3, 4], [3, 4, 5, 6], [3, 4, 5, 6], [9, 8, 7]]
+    pairs = [(prompt, [5, 6]) for prompt in prompts]
+    for pair, row in zip(pairs, reply_logits(tiny, pairs, [Steering()] * 5), strict=True):
+        assert torch.allclose(row, reply_logits(tiny, [pair], [Steering()])[0], atol=1e-4)

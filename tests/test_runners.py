@@ -1,0 +1,209 @@
+"""Runners: other ways through the same weights, which give the hooked path's logits."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import LAYERS, WIDTH, make_vector, save_model
+from torch import Tensor
+
+from steerkit.generation import Probe, Sampling, complete
+from steerkit.models import Model, load_model, pad_left
+from steerkit.passes import reply_logits
+from steerkit.runners import Cache, LeanRunner, PlainRunner, share_weights
+from steerkit.steering import Steering, Term
+
+LEAN, PLAIN = ("llama", "qwen2", "mistral"), ("gemma3", "gpt2", "gpt_neox")
+QUESTIONS = ("Who are you?", "What do you think of people, and of the helpful assistant that you are?", "Why?")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", params=[*LEAN, *PLAIN])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    folder = tmp_path_factory.mktemp("models") / request.param
+    return load_model(str(save_model(folder, request.param)), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def hooked(model: Model) -> Model:
+    """The same weights through every hook point: the judge."""
+    return dataclasses.replace(model, runner=None)
+
+
+@pytest.fixture
+def batch(model: Model) -> tuple[Tensor, Tensor]:
+    rows = [model.chat_tokens([{"role": "user", "content": question}]) for question in QUESTIONS]
+    return pad_left(rows, CPU)
+
+
+def push(seed: int, n_rows: int = 1) -> Callable[[Tensor], Tensor]:
+    """Another displacement in every row."""
+    by = torch.randn(n_rows, 1, WIDTH, generator=torch.Generator().manual_seed(seed))
+    return lambda h: h + by * h.norm(dim=-1, keepdim=True)
+
+
+def close(found: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_each_architecture_has_the_runner_that_is_meant_for_it(model: Model) -> None:
+    kind = LeanRunner if model.name in LEAN else PlainRunner
+    assert type(model.runner) is kind
+
+
+@pytest.mark.parametrize("l", [0, LAYERS // 2, LAYERS - 1])
+def test_padded_rows_edited_and_decoded_have_the_hooked_logits(
+    model: Model, hooked: Model, batch: tuple[Tensor, Tensor], l: int
+) -> None:
+    tokens, mask = batch
+    functions = {l: [push(1, len(tokens)), push(2)]}
+    ours, theirs = (m.forward(tokens, mask, functions=functions, keep=3) for m in (model, hooked))
+    close(ours[0], theirs[0])
+    plain, _ = hooked.forward(tokens, mask, keep=3)
+    assert (theirs[0] - plain).abs().max() > 1e-2
+    for _ in range(6):
+        chosen = theirs[0][:, -1:].argmax(-1)
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        ours, theirs = (m.forward(chosen, mask, c, functions) for m, (_, c) in ((model, ours), (hooked, theirs)))
+        close(ours[0], theirs[0])
+
+
+def test_several_tokens_behind_a_cache_have_the_hooked_logits(
+    model: Model, hooked: Model, batch: tuple[Tensor, Tensor]
+) -> None:
+    tokens, mask = batch
+    begun = [m.forward(tokens, mask)[1] for m in (model, hooked)]
+    longer = torch.cat([mask, mask.new_ones(len(mask), 4)], dim=1)
+    more = tokens[:, -4:]
+    ours, theirs = (m.forward(more, longer, c, keep=4)[0] for m, c in zip((model, hooked), begun, strict=True))
+    close(ours, theirs)
+
+
+@pytest.mark.parametrize("l", [None, 0, LAYERS - 1])
+def test_rows_that_part_on_the_way_are_the_rows_from_the_start(
+    model: Model, batch: tuple[Tensor, Tensor], l: int | None
+) -> None:
+    tokens, mask = batch
+    rows = torch.tensor([2, 0, 0, 1, 2])
+    functions = {} if l is None else {l: [push(3, len(rows))]}
+    apart, kept = model.forward(tokens[rows], mask[rows], functions=functions)
+    shared, cache = model.forward(tokens, mask, functions=functions, rows=rows)
+    close(shared, apart)
+    chosen = apart.argmax(-1)
+    longer = torch.cat([mask[rows], mask.new_ones(len(rows), 1)], dim=1)
+    close(model.forward(chosen, longer, cache, functions)[0], model.forward(chosen, longer, kept, functions)[0])
+
+
+def test_steered_replies_and_their_scores_are_the_hooked_ones(model: Model, hooked: Model) -> None:
+    prompts = [model.chat_tokens([{"role": "user", "content": question}]) for question in QUESTIONS]
+    vector = make_vector("hal", model.fingerprint)
+    steerings = [Steering((Term(vector, layers=(1, 4)),)), Steering(), Steering((Term(vector, "set", 0.5),), True)]
+    probes = [Probe.of(vector), Probe.of(vector, LAYERS - 1)]
+    ours, theirs = (complete(m, prompts, steerings, probes, Sampling(8)) for m in (model, hooked))
+    for mine, wanted in zip(ours, theirs, strict=True):
+        assert mine.tokens == wanted.tokens
+        close(mine.readout.scores, wanted.readout.scores)
+        pairs = [(prompts[0], wanted.tokens), (prompts[1], wanted.tokens), (prompts[0], wanted.tokens)]
+        for a, b in zip(reply_logits(model, pairs, steerings), reply_logits(hooked, pairs, steerings), strict=True):
+            close(a, b)
+
+
+def test_no_weight_is_copied(model: Model) -> None:
+    runner: Any = model.runner
+    theirs = {p.untyped_storage().data_ptr() for p in model.bridge.original_model.parameters()}
+    assert {p.untyped_storage().data_ptr() for p in runner.model.parameters()} <= theirs
+    if isinstance(runner, LeanRunner):
+        assert {block.attention[0].untyped_storage().data_ptr() for block in runner._blocks} <= theirs
+        assert {block.rise[0].untyped_storage().data_ptr() for block in runner._blocks} <= theirs
+
+
+def test_matrices_side_by_side_leave_the_hooked_path_as_it_was(tmp_path: Path) -> None:
+    import transformers as hf
+
+    folder = save_model(tmp_path / "llama")
+    moved = dataclasses.replace(load_model(str(folder), device="cpu"), runner=None)
+    tokens = torch.arange(3, 15)[None]
+    with torch.inference_mode():
+        wanted = hf.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")(tokens).logits
+    close(moved.forward(tokens, torch.ones_like(tokens), keep=12)[0], wanted)
+
+
+def test_somebody_elses_hook_sees_what_happens(model: Model, batch: tuple[Tensor, Tensor]) -> None:
+    seen: list[int] = []
+    point = model.bridge.hook_dict["blocks.2.hook_out"]
+    handle = point.register_forward_hook(lambda *_: seen.append(1))
+    try:
+        model.forward(*batch)
+    finally:
+        handle.remove()
+    assert seen == [1]
+    model.forward(*batch)
+    assert seen == [1]
+
+
+def test_a_gradient_goes_through_the_hook_points(model: Model, batch: tuple[Tensor, Tensor]) -> None:
+    by = torch.zeros(WIDTH, requires_grad=True)
+    logits, _ = model.forward(*batch, functions={2: [lambda h: h + by]}, gradient=True)
+    logits.sum().backward()
+    assert by.grad is not None
+
+
+def test_a_cache_grows_and_keeps_what_it_holds() -> None:
+    cache = Cache([], [])
+    kept = torch.randn(2, 3, 200, 4)
+    for i in range(200):
+        keys, values = cache.reserve(0, i + 1, kept[:, :, i : i + 1])
+        keys[:, :, i], values[:, :, i] = kept[:, :, i], -kept[:, :, i]
+        cache.length += 1
+    assert torch.equal(cache.keys[0][:, :, :200], kept)
+    assert torch.equal(cache.values[0][:, :, :200], -kept)
+    assert cache.keys[0].shape[2] == 256
+
+
+def test_a_runner_that_disagrees_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_model(tmp_path / "gpt2", "gpt2")
+    honest = PlainRunner.forward
+
+    def wrong(self: PlainRunner, *given: Any, **named: Any) -> tuple[Tensor, Any]:
+        logits, cache = honest(self, *given, **named)
+        return logits * 1.01, cache
+
+    assert load_model(str(folder), device="cpu").runner is not None
+    monkeypatch.setattr(PlainRunner, "forward", wrong)
+    assert load_model(str(folder), device="cpu").runner is None
+
+
+def test_windows_and_stretching_rotations_are_left_to_hugging_face() -> None:
+    import transformers as hf
+
+    shape = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    shape |= {"num_key_value_heads": 2, "vocab_size": 50}
+    dynamic = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    configs = {
+        True: hf.LlamaConfig(**shape),
+        False: hf.MistralConfig(**shape, sliding_window=8),
+    }
+    for fits, config in configs.items():
+        assert LeanRunner.fits(hf.AutoModelForCausalLM.from_config(config)) is fits
+    stretched = hf.LlamaConfig(**shape, rope_parameters=dynamic)
+    assert not LeanRunner.fits(hf.AutoModelForCausalLM.from_config(stretched))
+    assert not LeanRunner.fits(hf.AutoModelForCausalLM.from_config(hf.GPT2Config(n_embd=32, n_layer=2, n_head=4)))
+
+
+def test_weights_that_are_not_all_there_are_not_shared(tiny: Model) -> None:
+    class Other(type(tiny.bridge.original_model)):  # type: ignore[misc]
+        """The same weights under another class, as a wrapper of the hub might have it."""
+
+    original = tiny.bridge.original_model
+    kind = original.__class__
+    assert share_weights(original) is not None
+    try:
+        original.__class__ = Other
+        assert share_weights(original) is None
+    finally:
+        original.__class__ = kind
