@@ -171,14 +171,15 @@ class Model:
         Returns:
             Logits [b keep v] and the cache to hand to the next pass, of b rows.
         """
-        if isinstance(cache, Cache) or not (self.runner is None or gradient or self._watched):
-            assert self.runner is not None
-            with torch.inference_mode():
+        differentiable = torch.enable_grad() if gradient else torch.inference_mode()
+        # Whoever began a text goes on with it, because the caches are not alike.
+        if self.runner is not None and (isinstance(cache, Cache) or not self._watched):
+            with differentiable:
                 return self.runner.forward(tokens, mask, cache, functions or {}, keep, rows)
         tokens, mask = select_rows(tokens, mask, cache, rows)
         # Asked for the last none, Hugging Face gives all.
         options = {"logits_to_keep": max(keep, 1)} if self._can_trim_logits else {}
-        with torch.enable_grad() if gradient else torch.inference_mode(), self._hooks(functions or {}):
+        with differentiable, self._hooks(functions or {}):
             logits, cache = self.bridge(
                 tokens,
                 attention_mask=mask,

@@ -146,11 +146,20 @@ def test_somebody_elses_hook_sees_what_happens(model: Model, batch: tuple[Tensor
     assert seen == [1]
 
 
-def test_a_gradient_goes_through_the_hook_points(model: Model, batch: tuple[Tensor, Tensor]) -> None:
-    by = torch.zeros(WIDTH, requires_grad=True)
-    logits, _ = model.forward(*batch, functions={2: [lambda h: h + by]}, gradient=True)
-    logits.sum().backward()
-    assert by.grad is not None
+def test_gradients_are_the_hooked_ones(model: Model, hooked: Model) -> None:
+    prompts = [model.chat_tokens([{"role": "user", "content": question}]) for question in QUESTIONS]
+    pairs = [(prompts[0], prompts[1][:5]), (prompts[0], prompts[1][:3]), (prompts[2], prompts[0][:4])]
+    slopes = []
+    for m in (model, hooked):
+        vector = make_vector("hal", m.fingerprint)
+        moved = vector.directions.clone().requires_grad_()
+        steering = Steering((Term(dataclasses.replace(vector, directions=moved), dial=0.5, layers=(1, 4)),))
+        logits = reply_logits(m, pairs, [steering] * len(pairs), gradient=True)
+        torch.stack([row.log_softmax(-1)[:, 7].sum() for row in logits]).sum().backward()
+        assert moved.grad is not None
+        slopes.append(moved.grad)
+    assert slopes[1].norm() > 0.1
+    close(slopes[0], slopes[1])
 
 
 def test_a_cache_grows_and_keeps_what_it_holds() -> None:
