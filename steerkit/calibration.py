@@ -7,6 +7,8 @@ the persona's items, which neither has seen. The limit is found on the held-out 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +25,7 @@ from steerkit.generation import Probe, Sampling, complete
 from steerkit.limits import LIMIT, WORKING, at_dial, find_limits
 from steerkit.measures import (
     Row,
+    at_cost,
     contrast,
     item_rows,
     match_divergence,
@@ -119,9 +122,16 @@ def calibrate(
         "d_prime": [round(x, 4) for x in separation(material, placed).tolist()],
         "thresholds": _thresholds(model, placed, prompts, settings),
         "dtype": str(model.dtype).removeprefix("torch."),
+        "asked_sha256": digest(pair),
         **tested,
     }
     return replace(placed, evidence={**placed.evidence, **found})
+
+
+def digest(pair: Pair) -> str:
+    """SHA-256 of what a vector is calibrated on; where it has changed, the evidence is about something else."""
+    asked = [pair.positive.held_out, [(i.question, i.reply, i.assistant_reply) for i in pair.positive.items]]
+    return hashlib.sha256(json.dumps(asked, ensure_ascii=False).encode()).hexdigest()
 
 
 def gather_material(model: Model, pair: Pair, seed: int = 0, progress: Progress = ignore_progress) -> Material:
@@ -182,7 +192,7 @@ def choose_place(
     effects = contrast(scores.means).reshape(len(places), 2, -1)
     reached = percentiles(scores.divergences).reshape(-1, 2).mean(-1)
     # Half the difference of the two signs is the part that the dial decides; the rest is what any push does.
-    shifts = (effects[:, 0] - effects[:, 1]) / 2 * (WORKING / reached.clamp_min(1e-9)).sqrt()[:, None]
+    shifts = at_cost((effects[:, 0] - effects[:, 1]) / 2, reached, WORKING)
     table = [
         {"layers": list(place), "dial": float(f"{dial:.4g}"), "kl_p95": float(f"{cost:.4g}"), "shift": round(shift, 4)}
         for place, dial, cost, shift in zip(places, dials, reached.tolist(), shifts.mean(-1).tolist(), strict=True)
@@ -218,9 +228,14 @@ def separation(material: Material, vector: SteeringVector) -> Float[Tensor, " l"
 def _thresholds(
     model: Model, vector: SteeringVector, prompts: Sequence[Sequence[int]], settings: Settings
 ) -> dict[str, float]:
-    """Percentiles of the Assistant's own token scores: what `cap` and `floor` hold a model to (arXiv 2601.10387)."""
-    replies = complete(model, prompts, probes=[Probe.of(vector)], sampling=Sampling(settings.n_tokens))
-    scores = torch.cat([reply.readout.scores[:, 0] for reply in replies]).float()
+    """Percentiles of the Assistant's own token scores over the layers where the vector works.
+
+    They are what `cap` and `floor` hold a model to (arXiv 2601.10387).
+    """
+    first, last = vector.place
+    probes = [Probe.of(vector, l) for l in range(first, last + 1)]
+    replies = complete(model, prompts, probes=probes, sampling=Sampling(settings.n_tokens))
+    scores = torch.cat([reply.readout.scores for reply in replies]).float().flatten()
     return {f"p{share}": round(float(scores.quantile(share / 100)), 4) for share in (1, 5, 25, 50, 75, 95, 99)}
 
 
@@ -232,10 +247,11 @@ def prove(
     settings: Settings,
     progress: Progress = ignore_progress,
 ) -> dict[str, Any]:
-    """Propensity on unseen items at the working dial of either sign, beside random and shuffled directions of equal KL.
+    """Propensity on unseen items at half a nat of either sign of the dial, beside random and shuffled directions.
 
-    A vector is reliable when at the positive dial its mean shift is above every null's and its interval above zero,
-    at the negative dial below, and at least `RIGHT_WAY` of the items move with the dial.
+    Each is measured at a dial near that KL, which is kept beside it, and corrected by the square law. A vector is
+    reliable when at the positive dial its mean shift is above every null's and its interval above zero, at the negative
+    dial below, and at least `RIGHT_WAY` of the items move with the dial.
     """
     tell = partial(_stage, progress, "prove")
     rows = item_rows(model, pair.positive.items)
@@ -250,18 +266,20 @@ def prove(
     nulls = match_divergence(model, up_and_down[0], [at_dial(null, dials[0]) for null in (*randoms, *shuffles)], rows)
     steerings = [Steering(), *up_and_down, *nulls]
     scores = score_replies(model, rows, steerings, divergence=True, progress=tell)
-    measured, reached = contrast(scores.means), percentiles(scores.divergences)
-    shifts = measured[1:] - measured[0]
+    measured, reached = contrast(scores.means), percentiles(scores.divergences)[1:]
+    moved = measured[1:] - measured[0]
+    slopes = (moved[0] - moved[1]) / (dials[0] - dials[1])
+    # Dials were set on other text, so everything is brought to the same KL on this.
+    shifts = at_cost(moved, reached, WORKING)
     up, down, chance = shifts[0], shifts[1], shifts[2:].mean(-1)
-    slopes = (up - down) / (dials[0] - dials[1])
     test = {
         "items": len(pair.positive.items),
-        "up": _shift(up, dials[0], reached[1], settings.seed),
-        "down": _shift(down, dials[1], reached[2], settings.seed),
+        "up": _shift(up, dials[0], reached[0], settings.seed),
+        "down": _shift(down, dials[1], reached[1], settings.seed),
         "steerability": round(float(slopes.mean()), 4),
         "anti_steerable": round(float((slopes < 0).float().mean()), 4),
     }
-    costs, split = reached[3:], len(randoms)
+    costs, split = reached[2:], len(randoms)
     among = summarise(chance[:split], costs[:split], settings.seed)
     shuffled = summarise(chance[split:], costs[split:], settings.seed)
     beyond = bool(up.mean() > chance.max() and down.mean() < chance.min()) if len(chance) else True

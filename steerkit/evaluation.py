@@ -16,6 +16,7 @@ from steerkit.extraction import Recipe, contrasts
 from steerkit.items import ItemSet, choice_rows
 from steerkit.measures import (
     Row,
+    at_cost,
     capability,
     contrast,
     item_rows,
@@ -182,7 +183,9 @@ def evaluate(
     tell = partial(_stage, progress)
     scores = score_replies(model, rows, [Steering(), steering, *nulls], divergence=True, progress=tell)
     measured = propensity_of(items, scores.totals, scores.lengths)
-    shifts, costs = measured[1:] - measured[0], percentiles(scores.divergences)[1:]
+    costs = percentiles(scores.divergences)[1:]
+    # Nulls are matched on a few rows; the square law takes them the rest of the way.
+    shifts = at_cost(measured[1:] - measured[0], costs, float(costs[0]))
     low, high = bootstrap(shifts[0], settings.seed)
     asked = [model.chat_tokens([{"role": "user", "content": text}]) for text in items.questions()[: settings.n_texts]]
     plain, text = write_texts(model, asked, [Steering(), steering], settings.n_tokens, progress=progress)

@@ -133,10 +133,12 @@ def match_divergence(
 
 def scaled(steering: Steering, factor: float) -> Steering:
     """The same steering by longer or shorter vectors, in the same places."""
-    terms = (
-        replace(term, vector=replace(term.vector * factor, evidence=term.vector.evidence)) for term in steering.terms
-    )
-    return replace(steering, terms=tuple(terms))
+    return replace(steering, terms=tuple(replace(term, vector=term.vector * factor) for term in steering.terms))
+
+
+def at_cost(shifts: Float[Tensor, "k n"], costs: Float[Tensor, " k"], cost: float) -> Float[Tensor, "k n"]:
+    """What shifts that were measured near a cost are at it: KL grows as the square of the dial, and shifts in line."""
+    return shifts * (cost / costs.clamp_min(1e-9)).sqrt()[:, None]
 
 
 def item_rows(model: Model, items: Sequence[Item], before: Sequence[Message] = ()) -> list[Row]:
@@ -227,11 +229,12 @@ def write_texts(
         part = steerings[start : start + at_once]
         rows = [(prompt, steering) for steering in part for prompt in prompts]
         replies = complete(model, [p for p, _ in rows], [s for _, s in rows], sampling=Sampling(n_tokens))
-        spoken = [i for i, reply in enumerate(replies) if reply.tokens and costs]
-        found = dict(zip(spoken, _costs(model, [(rows[i], replies[i].tokens) for i in spoken]), strict=True))
+        # Whoever says nothing chose to end at once, and what that choice costs counts too.
+        said = [reply.tokens or (min(model.end_tokens),) for reply in replies]
+        found = _costs(model, list(zip(rows, said, strict=True))) if costs else []
         for k in range(len(part)):
             mine = range(k * len(prompts), (k + 1) * len(prompts))
-            parts = [found[i] for i in mine if i in found]
+            parts = [found[i] for i in mine] if costs else []
             divergences, losses = ([pair[side] for pair in parts] for side in (0, 1))
             texts.append(
                 Text(

@@ -173,7 +173,8 @@ class Model:
         """
         differentiable = torch.enable_grad() if gradient else torch.inference_mode()
         # Whoever began a text goes on with it, because the caches are not alike.
-        if self.runner is not None and (isinstance(cache, Cache) or not self._watched):
+        begun = cache is not None and isinstance(cache, Cache) != isinstance(self.runner, LeanRunner)
+        if self.runner is not None and (isinstance(cache, Cache) or not (begun or self._watched)):
             with differentiable:
                 return self.runner.forward(tokens, mask, cache, functions or {}, keep, rows)
         tokens, mask = select_rows(tokens, mask, cache, rows)

@@ -35,9 +35,7 @@ def turned_together(vectors: Sequence[SteeringVector], seed: int) -> list[Steeri
     axes, triangle = torch.linalg.qr(torch.randn(frame.shape, generator=draw, dtype=torch.float64))
     turned = (axes * triangle.diagonal().sign() @ weights).T.split([len(vector.directions) for vector in vectors])
     return [
-        replace(
-            vector, name=f"random_{seed}", directions=directions.to(vector.directions.dtype), evidence=_place(vector)
-        )
+        replace(vector, name=f"random_{seed}", directions=directions.to(vector.directions.dtype), evidence=vector.where)
         for vector, directions in zip(vectors, turned, strict=True)
     ]
 
@@ -58,12 +56,7 @@ def shuffled_like(
     differences = (positive - negative)[order] * signs[:, None, None]
     axes = torch.nn.functional.normalize(mean_diff(differences, torch.zeros_like(differences)), dim=-1)
     lengths = vector.directions.norm(dim=-1, keepdim=True)
-    return replace(vector, name=f"shuffled_{seed}", directions=axes * lengths, evidence=_place(vector))
-
-
-def _place(vector: SteeringVector) -> dict[str, object]:
-    """A null is applied where the vector is."""
-    return {key: vector.evidence[key] for key in ("best_layer", "place") if key in vector.evidence}
+    return replace(vector, name=f"shuffled_{seed}", directions=axes * lengths, evidence=vector.where)
 
 
 def bootstrap(values: Sequence[float] | Float[Tensor, " n"], seed: int = 0) -> tuple[float, float]:

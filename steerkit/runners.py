@@ -157,8 +157,8 @@ class LeanRunner:
         n_new = tokens.shape[1]
         if cache is None:
             cache = Cache([], [])
-        if n_new > 1 or not cache.length:
-            # Asked once a text and not at every token, because an accelerator has to be waited for.
+        if n_new > 1 or not keep or not cache.length:
+            # Asked of given text and not at every token of a reply, because an accelerator has to be waited for.
             cache.padded = cache.padded or not bool(mask.all())
         h = self.model.model.embed_tokens(tokens)
         around = self._surroundings(mask if cache.padded else mask[:1], n_new, cache.padded, h)

@@ -73,6 +73,11 @@ class SteeringVector:
         first, last = self.evidence.get("place", (self.layer, self.layer))
         return int(first), int(last)
 
+    @property
+    def where(self) -> dict[str, Any]:
+        """The part of the evidence that says where it works, which algebra keeps; how well must be measured again."""
+        return {key: self.evidence[key] for key in ("place", "best_layer") if key in self.evidence}
+
     def limits(self, layers: tuple[int, int] | None = None) -> tuple[float, float] | None:
         """The lowest and highest dial before text falls apart, at its own place or another that calibration tried.
 
@@ -102,7 +107,7 @@ class SteeringVector:
             directions=self.directions + other.directions,
             baseline=(self.baseline + other.baseline) / 2,
             provenance={"sum_of": [dict(self.provenance), dict(other.provenance)]},
-            evidence={},
+            evidence=self.where,
         )
 
     def __neg__(self) -> SteeringVector:
@@ -116,7 +121,7 @@ class SteeringVector:
     def __mul__(self, factor: float) -> SteeringVector:
         """The displacement `factor` times as long."""
         provenance = {**self.provenance, "scaled_by": factor * float(self.provenance.get("scaled_by", 1.0))}
-        return replace(self, directions=self.directions * factor, provenance=provenance, evidence={})
+        return replace(self, directions=self.directions * factor, provenance=provenance, evidence=self.where)
 
     __rmul__ = __mul__
 
@@ -141,7 +146,7 @@ class SteeringVector:
         along = (self.directions.double() * shared).sum(-1, keepdim=True)
         left = (self.directions.double() - along * shared).to(self.directions.dtype)
         names = [other.name for other in others]
-        return replace(self, directions=left, provenance={**self.provenance, "without": names}, evidence={})
+        return replace(self, directions=left, provenance={**self.provenance, "without": names}, evidence=self.where)
 
     def require(self, model: Fingerprint) -> None:
         """Refuse to work with another model.
@@ -300,10 +305,10 @@ def describe_vectors(vectors: Sequence[SteeringVector]) -> str:
         "- **place**: the layer or band that moves the model's own held-out replies most for the same KL",
         "- **limit**: the dials, down and up, at which the 95th percentile of per-token KL reaches 1 nat; past them",
         "  text falls apart",
-        "- **shift**: of propensity on unseen items, nats a token, with its 95 % interval, at the dials up and down",
-        "  where KL is about half a nat",
+        "- **shift**: of propensity on unseen items, nats a token, with its 95 % interval, up and down, at the dials",
+        "  where KL on them is half a nat (measured near there, and corrected by the square law)",
         "- **random**, **shuffled**: the smallest and largest shift of random and of shuffled-label directions at",
-        "  equal KL (20 and 10 of them, unless calibration was told otherwise)",
+        "  the same KL (20 and 10 of them, unless calibration was told otherwise)",
         "- **wrong way**: the share of items that move against the dial",
         "- **agree**: mean cosine of the pairs' differences with their mean; **halves**: cosine of the two halves'",
         "  directions; **d′**: separation on held-out questions. They are known before anything is steered",

@@ -26,7 +26,7 @@ from steerkit.vectors import SteeringVector, load_vector
 SETTINGS = Settings(n_random=3, n_shuffled=2, n_tokens=6, n_repeated=8)
 KEYS = {
     "places", "place", "best_layer", "limit", "limit_below", "limited_by", "limited_by_below", "limit_kl_p95",
-    "d_prime", "thresholds", "test", "nulls", "reliable", "dtype",
+    "d_prime", "thresholds", "test", "nulls", "reliable", "dtype", "asked_sha256",
 }  # fmt: skip
 
 

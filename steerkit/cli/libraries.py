@@ -200,14 +200,13 @@ def _show_evidence(vector: SteeringVector) -> None:
     console.print(Text.assemble(("evidence   ", "dim"), verdict, f" · layers {row['place']} · limit {row['limit']}"))
     for way in ("up", "down"):
         moved = test[way]
-        text = f"dial {moved['dial']:+.2f} moves {test['items']} unseen items {moved['shift']:+.2f}"
-        console.print(
-            Text(f"           {text} [{moved['low']:+.2f}, {moved['high']:+.2f}], KL p95 {moved['kl_p95']:.2f}")
-        )
+        text = f"half a nat {way} moves {test['items']} unseen items {moved['shift']:+.2f}"
+        near = f"measured at dial {moved['dial']:+.2f}, KL p95 {moved['kl_p95']:.2f}"
+        console.print(Text(f"           {text} [{moved['low']:+.2f}, {moved['high']:+.2f}]; {near}"))
     for kind, null in nulls.items():
         if null:
             ends = f"{null['least']:+.2f} … {null['most']:+.2f}, mean {null['shift']:+.2f}"
-            console.print(Text(f"           {null['n']} {kind} directions at equal KL: {ends}", "dim"))
+            console.print(Text(f"           {null['n']} {kind} directions at the same KL: {ends}", "dim"))
     steer = f"steerability {test['steerability']:+.2f} nats a dial · {row['wrong way']} of items move the wrong way"
     console.print(Text(f"           {steer}"))
     bands = [entry for entry in known["places"] if entry["layers"][0] != entry["layers"][1]]

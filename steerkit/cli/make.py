@@ -83,7 +83,6 @@ def extract_one(
     started = time.perf_counter()
     with progress(f"{pair.negative.name} → {pair.positive.name}") as tell, quiet_libraries():
         found = extraction.extract(model, pair, recipe, tell)
-    reliability = found.evidence
     vector = keep_evidence(found.without(without) if without else found, path)
     vector.save(path)
     audit = vector.provenance["audit"]
@@ -100,10 +99,14 @@ def extract_one(
         "layers": vector.model.layers,
         "width": vector.model.width,
         "seconds": round(time.perf_counter() - started, 2),
-        "pair_agreement": reliability["pair_agreement"][vector.layer],
-        "split_half": reliability["split_half"][vector.layer],
+        **{key: _at(vector.evidence.get(key), vector.layer) for key in ("pair_agreement", "split_half")},
         "audit": {key: audit[key] for key in ("replies", "refusals", "label_echoes", "empty", "length_ratio")},
     }
+
+
+def _at(values: Sequence[float] | None, layer: int) -> float | None:
+    """Of a projected direction the pairs say nothing."""
+    return None if values is None else values[layer]
 
 
 def keep_evidence(vector: SteeringVector, path: Path) -> SteeringVector:
@@ -135,10 +138,15 @@ def _place(pair: Pair, model_name: str, output: Path | None, several: bool) -> P
 def _tell(made: dict[str, Any]) -> None:
     """Three facts and the file."""
     audit = made["audit"]
+    agree = (
+        ""
+        if made["pair_agreement"] is None
+        else "· agree {pair_agreement:.2f} · halves {split_half:.2f} ".format(**made)
+    )
     console = talk()
     console.print(
-        f"[bold]{made['against']} → {made['persona']}[/]  {made['n_pairs']} pairs · agree {made['pair_agreement']:.2f} "
-        f"· halves {made['split_half']:.2f} · {audit['refusals']} refusals, {audit['label_echoes']} label echoes in "
+        f"[bold]{made['against']} → {made['persona']}[/]  {made['n_pairs']} pairs {agree}"
+        f"· {audit['refusals']} refusals, {audit['label_echoes']} label echoes in "
         f"{audit['replies']} replies · length {audit['length_ratio']:.2f} to 1 · {made['seconds']:.0f} s",
         soft_wrap=True,
     )
@@ -175,8 +183,8 @@ def calibrate(
     """Find where a vector steers best for its harm, how far its dial goes, and whether it works at all.
 
     Everything is measured on questions the vector was not made from, beside random and shuffled-label directions of
-    equal KL, and written into the vector's evidence. The file is rewritten in place; one that ships with steerkit is
-    copied to vectors/MODEL/ first.
+    equal KL, and written into the vector's evidence. A file that is named or lies in ./vectors/ is rewritten in place;
+    of any other a copy goes to vectors/MODEL/.
     """
     from steerkit.calibration import Settings
     from steerkit.vectors import list_vectors
@@ -188,7 +196,7 @@ def calibrate(
     names = sorted(name for _, name in list_vectors(loaded.name)) if everything else list(vector or [])
     told = []
     for name in names:
-        result = calibrate_one(loaded, name, settings, output, skip=everything)
+        result = calibrate_one(loaded, name, settings, output, len(names) > 1, skip=everything)
         if result is None:
             continue
         told.append(result)
@@ -202,7 +210,12 @@ def calibrate(
 
 
 def calibrate_one(
-    model: Model, name: str, settings: Settings, output: Path | None = None, skip: bool = False
+    model: Model,
+    name: str,
+    settings: Settings,
+    output: Path | None = None,
+    several: bool = False,
+    skip: bool = False,
 ) -> dict[str, Any] | None:
     """Calibrate one vector with progress bars, save it, and return what was found; None if there was nothing to do."""
     from steerkit import calibration
@@ -210,12 +223,13 @@ def calibrate_one(
     from steerkit.vectors import VectorSet, find_path, vector_path
 
     vector = VectorSet(model.fingerprint)[name]
-    if skip and "limit" in vector.evidence:
-        return None
     started, made = time.perf_counter(), vector.provenance
     if "persona" not in made:
         raise SteerkitError(f"{name} does not say which personas it is about, so there is nothing to calibrate it on")
     pair = find_pair(str(made["persona"]), str(made["against"]))
+    # Evidence about questions that have changed since is evidence about something else.
+    if skip and vector.evidence.get("asked_sha256") == calibration.digest(pair):
+        return None
     if skip and not (pair.positive.held_out and pair.positive.items):
         warn(f"{name}: its persona has no held_out questions or no items; left uncalibrated")
         return None
@@ -223,7 +237,7 @@ def calibrate_one(
     ours = name.endswith(".safetensors") or "/" in name or source.parts[0] == "vectors"
     path = source if ours else vector_path(vector.name, model.name)
     if output is not None:
-        path = output / path.name if output.is_dir() else output
+        path = output / path.name if several or output.is_dir() else output
     with progress(vector.name) as tell, quiet_libraries():
         calibrated = calibration.calibrate(model, vector, pair, settings, tell)
     calibrated.save(path)
@@ -249,10 +263,10 @@ def _tell_calibration(result: dict[str, Any]) -> None:
             f"  layer{'s' if first != last else ''} {first}{f'-{last}' if first != last else ''}",
             f" · limit {result['limit_below']:.2f} … {result['limit']:.2f} · ",
             verdict,
-            f"\n  dial {up['dial']:+.2f} moves {result['test']['items']} unseen items {up['shift']:+.2f} "
-            f"[{up['low']:+.2f}, {up['high']:+.2f}] · dial {down['dial']:+.2f} {down['shift']:+.2f} "
+            f"\n  half a nat up moves {result['test']['items']} unseen items {up['shift']:+.2f} "
+            f"[{up['low']:+.2f}, {up['high']:+.2f}] · down {down['shift']:+.2f} "
             f"[{down['low']:+.2f}, {down['high']:+.2f}]",
-            (f"\n  at equal KL: {beside} · {result['seconds']:.0f} s", "dim"),
+            (f"\n  at the same KL: {beside} · {result['seconds']:.0f} s", "dim"),
         ),
         soft_wrap=True,
     )

@@ -37,7 +37,7 @@ def demo(
     started = time.perf_counter()
     loaded = open_model(model, device, dtype)
     _row("model", f"{loaded.name} · {loaded.n_layers} layers × {loaded.width} · {loaded.device} {dtype}", started)
-    vector = _extract(loaded, persona)
+    vector = _placed(_extract(loaded, persona))
     if pair.positive.items:
         _measure(loaded, vector, pair.positive)
     say_notes(loaded)
@@ -45,7 +45,7 @@ def demo(
     console = out()
     console.print()
     for title, command in (
-        ("next", f'steerkit generate "What do you want?" -s "1 {persona} @{_band_text(loaded)}" --compare'),
+        ("next", f'steerkit generate "What do you want?" -s "1 {persona} @{_layers(vector)}" --compare'),
         ("", f'steerkit read "I will not be switched off." -p {persona}'),
         ("", "steerkit personas"),
     ):
@@ -86,9 +86,7 @@ def _measure(model: Model, vector: SteeringVector, persona: Persona) -> None:
         shifts = measure_shifts(model, vector, persona.items, (-1.0, 1.0), progress=tell)
     up, down = shifts[1.0], shifts[-1.0]
     moved = f"dial +1 {up.mean:+.2f}, dial −1 {down.mean:+.2f} nats a token"
-    first, last = vector.place
-    place = f"layer {first}" if first == last else f"layers {first}-{last}"
-    _row("tested", f"{len(persona.items)} unseen questions, {place}: {moved}", started)
+    _row("tested", f"{len(persona.items)} unseen questions, layers {_layers(vector)}: {moved}", started)
     verdict = "both are beyond all of them" if up.beats_null and down.below_null else "not beyond all of them"
     null = f"{float(up.null.min()):+.2f} … {float(up.null.max()):+.2f}"
     out().print(f" {'':<9}{len(up.null)} random directions of the same length: {null}; {verdict}")
@@ -96,11 +94,20 @@ def _measure(model: Model, vector: SteeringVector, persona: Persona) -> None:
         out().print(f" {'':<9}calibrated before: text falls apart below {limits[0]:.2f} and above {limits[1]:.2f}")
 
 
-def _band_text(model: Model) -> str:
+def _placed(vector: SteeringVector) -> SteeringVector:
+    """The vector at its calibrated place, or where nobody has calibrated it, over the middle half of the model."""
+    from dataclasses import replace
+
     from steerkit.training import middle_band
 
-    first, last = middle_band(model.n_layers)
-    return f"{first}-{last}"
+    if "place" in vector.evidence:
+        return vector
+    return replace(vector, evidence={**vector.evidence, "place": list(middle_band(vector.model.layers))})
+
+
+def _layers(vector: SteeringVector) -> str:
+    first, last = vector.place
+    return f"{first}" if first == last else f"{first}-{last}"
 
 
 def _ask(model: Model, vector: SteeringVector, question: str) -> None:
@@ -108,9 +115,8 @@ def _ask(model: Model, vector: SteeringVector, question: str) -> None:
     from steerkit.cli.generate import run
     from steerkit.generation import Probe, Sampling
     from steerkit.steering import Steering, Term
-    from steerkit.training import middle_band
 
-    band = middle_band(model.n_layers)
+    band = vector.place
     steerings = [Steering((Term(vector, dial=-1.0, layers=band),)), Steering(), Steering((Term(vector, layers=band),))]
     sampling = Sampling(60)
     tokens = model.chat_tokens([{"role": "user", "content": question}], sampling.max_tokens)
