@@ -12,7 +12,6 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -39,7 +38,7 @@ from steerkit.personas import Pair
 from steerkit.steering import Steering
 from steerkit.training import middle_band
 from steerkit.vectors import SteeringVector
-from steerkit.weights import Progress, ignore_progress
+from steerkit.weights import Progress, as_stage, ignore_progress
 
 RIGHT_WAY = 0.8
 """The share of items that a reliable vector moves the right way."""
@@ -183,7 +182,7 @@ def choose_place(
     the places within one standard error of the best, the one that `spread` names first is taken.
     """
     rows = [(prompt, reply[:longest]) for prompt, reply in rows[:most]]
-    tell = partial(_stage, progress, "choose")
+    tell = as_stage(progress, "choose")
     trial = [at_dial(vector, 0.5, place) for place in places]
     costs = percentiles(score_replies(model, rows[1::2], trial, divergence=True, progress=tell).divergences)
     dials = [0.5 * math.sqrt(WORKING / max(cost, 1e-9)) for cost in costs.tolist()]
@@ -212,10 +211,6 @@ def _first_of_the_best(shifts: Float[Tensor, "p n"], among: Sequence[int]) -> in
         if float(ahead.mean()) <= error:
             return i
     return best
-
-
-def _stage(progress: Progress, name: str, _stage: str, done: int, total: int) -> None:
-    progress(name, done, total)
 
 
 def separation(material: Material, vector: SteeringVector) -> Float[Tensor, " l"]:
@@ -253,7 +248,7 @@ def prove(
     reliable when at the positive dial its mean shift is above every null's and its interval above zero, at the negative
     dial below, and at least `RIGHT_WAY` of the items move with the dial.
     """
-    tell = partial(_stage, progress, "prove")
+    tell = as_stage(progress, "prove")
     rows = item_rows(model, pair.positive.items)
     dials = [share / math.sqrt(LIMIT / WORKING) for share in (vector.evidence["limit"], vector.evidence["limit_below"])]
     randoms = [random_like(vector, settings.seed + i) for i in range(settings.n_random)]

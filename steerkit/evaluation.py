@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from steerkit.calibration import gather_material
 from steerkit.errors import SteerkitError
-from steerkit.extraction import Recipe, contrasts
 from steerkit.items import ItemSet, choice_rows
 from steerkit.measures import (
     Row,
@@ -31,7 +30,7 @@ from steerkit.nulls import Baseline, bootstrap, random_like, rounded, shuffled_l
 from steerkit.personas import Item, Pair, find_pair
 from steerkit.steering import Steering, Term
 from steerkit.vectors import SteeringVector
-from steerkit.weights import Progress, ignore_progress
+from steerkit.weights import Progress, as_stage, ignore_progress
 
 
 @dataclass(frozen=True)
@@ -180,7 +179,7 @@ def evaluate(
     randoms = [_random(steering, settings.seed + i) for i in range(settings.n_random)]
     shuffles = _shuffles(model, steering, pairs, settings, progress)
     nulls = match_divergence(model, steering, [*randoms, *shuffles], rows)
-    tell = partial(_stage, progress)
+    tell = as_stage(progress, "prove")
     scores = score_replies(model, rows, [Steering(), steering, *nulls], divergence=True, progress=tell)
     measured = propensity_of(items, scores.totals, scores.lengths)
     costs = percentiles(scores.divergences)[1:]
@@ -212,10 +211,6 @@ def evaluate(
         random=summarise(chance[: len(randoms)], costs[1:split], settings.seed),
         shuffled=summarise(chance[len(randoms) :], costs[split:], settings.seed),
     )
-
-
-def _stage(progress: Progress, _stage: str, done: int, total: int) -> None:
-    progress("prove", done, total)
 
 
 def rows_of(model: Model, items: ItemSet, system: str = "") -> list[Row]:
@@ -269,14 +264,11 @@ def _shuffles(
     """Steerings by shuffled-label vectors; the pairs answer their held-out questions for them."""
     if pairs is None or settings.n_shuffled == 0 or not all(pair.positive.held_out for pair in pairs):
         return []
-    sides: dict[str, tuple[Tensor, Tensor]] = {}
-    for pair in pairs:
-        recipe, asked = Recipe(seed=settings.seed), pair.positive.held_out
-        parts = [(part.positive, part.negative) for part in contrasts(model, pair, recipe, asked, progress)]
-        positive, negative = (torch.cat(side) for side in zip(*parts, strict=True))
-        if len(positive) < 2:
-            return []
-        sides[pair.name] = positive, negative
+    distinct = {pair.name: pair for pair in pairs}
+    held_out = {name: gather_material(model, pair, settings.seed, progress) for name, pair in distinct.items()}
+    if min(len(material.positive) for material in held_out.values()) < 2:
+        return []
+    sides = {name: (material.positive, material.negative) for name, material in held_out.items()}
 
     def shuffled(i: int) -> list[SteeringVector]:
         named = zip(steering.terms, pairs, strict=True)

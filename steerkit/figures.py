@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# The limit is `calibration.LIMIT`, which cannot be imported without torch; a test keeps them equal.
+# The limit is `limits.LIMIT`, which cannot be imported without torch; a test keeps them equal.
 LIMIT, MOST_MAPS, MOST_NAMES = 1.0, 12, 10
 PAPER, INK, MUTED, FAINT, PALE = "#fafaf8", "#1c1c1a", "#6b6b66", "#a3a29b", "#e4e3de"
 # From Okabe and Ito's palette, whose colours every kind of colour-blind eye tells apart; then again as squares.

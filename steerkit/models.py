@@ -6,7 +6,6 @@ after block `l`: TransformerLens' `blocks.{l}.hook_out`, Hugging Face's `hidden_
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,17 @@ from torch import Tensor
 from steerkit import weights
 from steerkit.errors import ModelError, PromptError, nearest
 from steerkit.fingerprints import Fingerprint
-from steerkit.runners import Cache, LeanRunner, PlainRunner, Runner, select_rows, share_weights
+from steerkit.runners import (
+    Cache,
+    LeanRunner,
+    PlainRunner,
+    Runner,
+    chain,
+    sees_everything,
+    select_rows,
+    share_weights,
+    trimmed,
+)
 
 Message = Mapping[str, str]
 """One turn of a chat: `role` (system, user or assistant) and `content`."""
@@ -73,6 +82,11 @@ class Model:
     def dtype(self) -> torch.dtype:
         """The precision of the weights."""
         return next(self.bridge.original_model.parameters()).dtype
+
+    @property
+    def sees_everything(self) -> bool:
+        """Whether every layer attends to the whole text; otherwise padding may only stand in front."""
+        return sees_everything(self.bridge.original_model.config)
 
     @cached_property
     def end_tokens(self) -> frozenset[int]:
@@ -173,13 +187,11 @@ class Model:
         """
         differentiable = torch.enable_grad() if gradient else torch.inference_mode()
         # Whoever began a text goes on with it, because the caches are not alike.
-        begun = cache is not None and isinstance(cache, Cache) != isinstance(self.runner, LeanRunner)
-        if self.runner is not None and (isinstance(cache, Cache) or not (begun or self._watched)):
+        fits = cache is None or isinstance(cache, Cache) == isinstance(self.runner, LeanRunner)
+        if self.runner is not None and fits and (isinstance(cache, Cache) or not self._watched):
             with differentiable:
                 return self.runner.forward(tokens, mask, cache, functions or {}, keep, rows)
         tokens, mask = select_rows(tokens, mask, cache, rows)
-        # Asked for the last none, Hugging Face gives all.
-        options = {"logits_to_keep": max(keep, 1)} if self._can_trim_logits else {}
         with differentiable, self._hooks(functions or {}):
             logits, cache = self.bridge(
                 tokens,
@@ -187,7 +199,7 @@ class Model:
                 past_key_values=cache,
                 use_cache=True,
                 return_type="logits_and_cache",
-                **options,
+                **trimmed(self.bridge.original_model, keep),
             )
         return logits[:, logits.shape[1] - keep :], cache
 
@@ -214,15 +226,6 @@ class Model:
     @contextmanager
     def _hooks(self, functions: Mapping[int, Sequence[ResidualFunction]]) -> Iterator[None]:
         """Install functions on layers; the handles are removed whatever happens."""
-
-        def chain(steps: Sequence[ResidualFunction]) -> Callable[..., Tensor]:
-            def hook(_module: Any, _inputs: Any, h: Tensor) -> Tensor:
-                for step in steps:
-                    h = step(h)
-                return h
-
-            return hook
-
         handles = []
         try:
             for l, steps in functions.items():
@@ -240,10 +243,6 @@ class Model:
     def _watched(self) -> bool:
         """Whether somebody has put hooks of their own on the bridge; they must see what happens."""
         return any(point._forward_hooks for point in self._points)
-
-    @cached_property
-    def _can_trim_logits(self) -> bool:
-        return "logits_to_keep" in inspect.signature(self.bridge.original_model.forward).parameters
 
     def _note(self, note: str) -> None:
         if note not in self.notes:
@@ -305,18 +304,19 @@ def _find_runner(model: Model) -> Runner | None:
 
 
 def _agrees(model: Model, runner: Runner) -> bool:
-    """Whether a runner gives the hooked path's logits for a padded row, an edit and a cached step."""
+    """Whether a runner gives the hooked path's logits for a padded row, an edit, rows that part, and a cached step."""
     tokens = torch.arange(1, 13, device=model.device).reshape(2, 6)
     mask = torch.ones_like(tokens)
     mask[1, :2] = 0
-    longer = torch.cat([mask, mask.new_ones(2, 1)], dim=1)
+    rows = torch.tensor([1, 0, 1], device=model.device)
+    longer = torch.cat([mask[rows], mask.new_ones(3, 1)], dim=1)
     push = {model.n_layers // 2: [lambda h: h * 1.1]}
     found = []
     with torch.inference_mode():
         for forward in (model.forward, runner.forward):
             try:
-                first, cache = forward(tokens, mask, None, push, 1, rows=None)
-                second, _ = forward(tokens[:, :1], longer, cache, push, 1, rows=None)
+                first, cache = forward(tokens, mask, None, push, 1, rows=rows)
+                second, _ = forward(tokens[rows, :1], longer, cache, push, 1, rows=None)
             except (TypeError, ValueError, RuntimeError, AttributeError, KeyError):
                 return False
             found.append(torch.cat([first, second]).float())

@@ -36,7 +36,9 @@ def prefill(
     places = {start: i for i, start in enumerate(unique)}
     rows = torch.tensor([places[start] for start in starts], device=model.device)
     whole = [start for start, _ in unique]
-    heads, owners = shared_starts(whole) if not any(steering for _, steering in unique) else ([()], [0] * len(whole))
+    # Behind a shared head padding stands inside a row, which a window that counts places would not forgive.
+    alike = model.sees_everything and not any(steering for _, steering in unique)
+    heads, owners = shared_starts(whole) if alike else ([()], [0] * len(whole))
     cache: Any = None
     before = torch.ones(len(whole), 0, dtype=torch.long, device=model.device)
     if any(heads):

@@ -9,6 +9,7 @@ Hugging Face's own modules, for any other architecture, and is believed only aft
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -114,13 +115,10 @@ class LeanRunner:
     @staticmethod
     def fits(model: Any) -> bool:
         """Whether a Hugging Face model is of this shape."""
-        config = model.config
         blocks = getattr(getattr(model, "model", None), "layers", ())
-        rotation = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
-        windows = any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ())
-        slides = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+        rotation = (getattr(model.config, "rope_parameters", None) or {}).get("rope_type")
         known = bool(blocks) and all(type(block).__name__ in LEAN for block in blocks)
-        return known and rotation in STEADY_ROTATIONS and not windows and not slides
+        return known and rotation in STEADY_ROTATIONS and sees_everything(model.config)
 
     def __post_init__(self) -> None:
         """Put matrices side by side; the model's own parameters become views of them, so no memory is added."""
@@ -218,6 +216,13 @@ class LeanRunner:
         return _Surroundings(cos[:, :, None], (sin * sign)[:, :, None], bias)
 
 
+def sees_everything(config: Any) -> bool:
+    """Whether every layer attends to the whole text, so that it does not matter where in a row padding stands."""
+    windows = any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ())
+    slides = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+    return not windows and not slides
+
+
 def _side_by_side(parts: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
     """One weight and bias for several linear modules; their parameters become views of it."""
 
@@ -258,11 +263,10 @@ class PlainRunner:
     ) -> tuple[Float[Tensor, "b k v"], Any]:
         """See `Runner`."""
         tokens, mask = select_rows(tokens, mask, cache, rows)
-        # Asked for the last none, Hugging Face gives all.
-        options: dict[str, Any] = {"logits_to_keep": max(keep, 1)}
+        options = trimmed(self.model, keep)
         if self.places:
             options["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)[:, -tokens.shape[1] :]
-        handles = [self.blocks[l].register_forward_hook(_chain(steps)) for l, steps in functions.items()]
+        handles = [self.blocks[l].register_forward_hook(chain(steps)) for l, steps in functions.items()]
         try:
             found = self.model(tokens, attention_mask=mask, past_key_values=cache, use_cache=True, **options)
         finally:
@@ -282,7 +286,13 @@ def select_rows(
     return tokens[rows], mask[rows]
 
 
-def _chain(steps: Sequence[Callable[[Tensor], Tensor]]) -> Callable[..., Any]:
+def trimmed(model: Any, keep: int) -> dict[str, Any]:
+    """Options of a Hugging Face model that spare logits nobody asked for, where it has any."""
+    # Asked for the last none, it gives all.
+    return {"logits_to_keep": max(keep, 1)} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+
+
+def chain(steps: Sequence[Callable[[Tensor], Tensor]]) -> Callable[..., Any]:
     """A hook on a block, whose output is a tensor or a tuple that begins with one."""
 
     def hook(_module: Any, _inputs: Any, output: Any) -> Any:

@@ -55,7 +55,7 @@ class Trial:
     items: str
     """Persona or file that the items are from."""
     digest: str
-    """SHA-256 of the vector's tensors and of everything that is asked, cut short: another vector, another trial."""
+    """SHA-256, cut short, of the precision, the vector's tensors and all that is asked: another one, another trial."""
 
     @property
     def key(self) -> str:
@@ -99,19 +99,19 @@ def plan(model: Model, grid: Grid, items: ItemSet) -> dict[Trial, Steering]:
         ExpressionError: a layer does not exist.
     """
     trials: dict[Trial, Steering] = {}
+    digests = {id(vector): _digest(model, vector, grid, items) for vector in grid.vectors}
     for vector, operator, layers, dial in itertools.product(grid.vectors, grid.operators, grid.layers, grid.dials):
         vector.require(model.fingerprint)
         term = Term(vector, operator, dial, layers or vector.place)
         estimator = str(vector.provenance.get("estimator", "unknown"))
-        digest = _digest(vector, grid, items)
-        trials[Trial(model.name, vector.name, estimator, operator, term.band, dial, items.name, digest)] = Steering(
-            (term,)
-        )
+        digest = digests[id(vector)]
+        trial = Trial(model.name, vector.name, estimator, operator, term.band, dial, items.name, digest)
+        trials[trial] = Steering((term,))
     return trials
 
 
-def _digest(vector: SteeringVector, grid: Grid, items: ItemSet) -> str:
-    hashed = hashlib.sha256()
+def _digest(model: Model, vector: SteeringVector, grid: Grid, items: ItemSet) -> str:
+    hashed = hashlib.sha256(str(model.dtype).encode())
     for tensor in (vector.directions, vector.baseline):
         hashed.update(tensor.float().contiguous().numpy().tobytes())
     hashed.update(repr((items.items, items.choices, grid.n_texts, grid.n_tokens)).encode())

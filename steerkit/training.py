@@ -6,8 +6,8 @@ to the unsteered model. To it steerkit adds a budget of harm: mean KL from the u
 every token's KL beyond `tail`, are penalised, so that what is learned is the best direction for a nat and not the
 loudest. What was learned is then averaged with the mean difference, because a few dozen lessons overfit.
 
-The gradient runs through the same hooks that steer; nothing but the displacement is trained, and the weights stay as
-they are.
+The gradient runs through the same functions on layers that steer; nothing but the displacement is trained, and the
+weights stay as they are.
 """
 
 from __future__ import annotations

@@ -82,6 +82,11 @@ def ignore_progress(_what: str, _done: int, _total: int) -> None:
     """Take progress and say nothing."""
 
 
+def as_stage(progress: Progress, name: str) -> Progress:
+    """Tell the same under another stage's name."""
+    return lambda _stage, done, total: progress(name, done, total)
+
+
 def get_default_model(progress: Progress = ignore_progress) -> Path:
     """Return the default model's folder, fetching and converting it if it is not whole.
 

@@ -152,26 +152,37 @@ def test_a_planted_direction_is_reliable_and_a_shuffled_one_is_not(tiny: Model, 
 
 
 @pytest.mark.parametrize(
-    ("reliable", "up", "down", "null"),
+    ("reliable", "up", "down", "null", "kl"),
     [
-        (True, [1.0] * 5, [-1.0] * 5, 0.5),
-        (True, [4.0, 4, 4, 4, -0.1], [-4.0, -4, -4, -4, 0.1], 0.5),
+        (True, [1.0] * 5, [-1.0] * 5, 0.5, (0.05, 0.05, 0.05)),
+        (True, [4.0, 4, 4, 4, -0.1], [-4.0, -4, -4, -4, 0.1], 0.5, (0.05, 0.05, 0.05)),
         # A null shifts as far up, or as far down; items go the wrong way; one item carries the mean; down is not down.
-        (False, [1.0] * 5, [-3.0] * 5, 1.1),
-        (False, [3.0] * 5, [-1.0] * 5, -1.1),
-        (False, [4.0, 4, 4, -0.1, -0.1], [-4.0, -4, -4, 0.1, 0.1], 0.5),
-        (False, [9.0, -0.9, 0, 0, 0], [-1.0] * 5, 0.5),
-        (False, [1.0] * 5, [-9.0, 0.9, 0, 0, 0], 0.5),
-        (False, [1.0] * 5, [0.5] * 5, 0.6),
+        (False, [1.0] * 5, [-3.0] * 5, 1.1, (0.05, 0.05, 0.05)),
+        (False, [3.0] * 5, [-1.0] * 5, -1.1, (0.05, 0.05, 0.05)),
+        (False, [4.0, 4, 4, -0.1, -0.1], [-4.0, -4, -4, 0.1, 0.1], 0.5, (0.05, 0.05, 0.05)),
+        (False, [9.0, -0.9, 0, 0, 0], [-1.0] * 5, 0.5, (0.05, 0.05, 0.05)),
+        (False, [1.0] * 5, [-9.0, 0.9, 0, 0, 0], 0.5, (0.05, 0.05, 0.05)),
+        (False, [1.0] * 5, [0.5] * 5, 0.6, (0.05, 0.05, 0.05)),
+        # At their own KL the nulls are within the vector's shifts; brought to one KL, one of either sign is not.
+        (False, [1.0] * 5, [-1.0] * 5, 0.6, (0.1, 0.05, 0.0125)),
+        (False, [1.0] * 5, [-1.0] * 5, -0.6, (0.05, 0.1, 0.0125)),
+        (True, [1.0] * 5, [-1.0] * 5, 1.2, (0.05, 0.05, 0.1)),
     ],
 )
 def test_a_reliable_vector_is_beyond_chance_steady_and_goes_the_right_way(
-    reliable: bool, up: list[float], down: list[float], null: float, tiny: Model, monkeypatch: pytest.MonkeyPatch
+    reliable: bool,
+    up: list[float],
+    down: list[float],
+    null: float,
+    kl: tuple[float, float, float],
+    tiny: Model,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def scripted(_m: Model, rows: list[object], steerings: list[Steering], **_: object) -> Scores:
+        costs = torch.tensor([0.0, kl[0], kl[1], *[kl[2]] * (len(steerings) - 3)])
         shifts = torch.tensor([[0.0] * 5, up, down, *[[null] * 5] * (len(steerings) - 3)])
         totals = torch.stack([shifts, torch.zeros_like(shifts)], dim=-1).flatten(1)
-        return Scores(totals, torch.ones(len(rows)), torch.full((len(steerings), len(rows), 1), 0.05))
+        return Scores(totals, torch.ones(len(rows)), costs[:, None, None].expand(-1, len(rows), 1))
 
     monkeypatch.setattr(calibration, "score_replies", scripted)
     monkeypatch.setattr(calibration, "match_divergence", lambda _m, _s, nulls, _r: nulls)
@@ -191,9 +202,10 @@ def test_the_place_is_where_the_direction_works(tiny: Model, pair: Pair) -> None
     found = choose_place(tiny, only, rows, ((1, 1), (2, 2), (3, 3), (5, 5)))
     assert (found["place"], found["best_layer"]) == ([3, 3], 3)
     assert max(found["places"], key=lambda row: row["shift"])["layers"] == [3, 3]
-    # Of places that are the same to within an error, the one that is named first is taken.
-    same = choose_place(tiny, planted, rows, ((2, 3), (2, 3), (3, 3)))
-    assert len(same["places"]) == 3
+    # Of places that are the same to within an error, the one that is named first is taken: a planted direction stands
+    # at every layer alike, so a band that ends where a layer is adds nothing behind its first one.
+    assert choose_place(tiny, planted, rows, ((3, 3), (3, 4), (3, 5)))["place"] == [3, 3]
+    assert choose_place(tiny, planted, rows, ((3, 5), (3, 4), (3, 3)))["place"] == [3, 5]
 
 
 def test_separation_tells_classes_apart_and_not_one_from_itself(vector: SteeringVector) -> None:

@@ -85,6 +85,21 @@ def test_calibrate_writes_the_evidence_into_the_file(run: Run, tiny: Model) -> N
     assert {"d_prime", "thresholds", "places", "test", "nulls", "reliable"} <= set(vector.evidence)
 
 
+@pytest.mark.usefixtures("library")
+def test_several_vectors_go_to_a_folder_that_is_not_there_yet(run: Run) -> None:
+    told = json.loads(run("calibrate", "robot", "sailor", *FEW, "--layers", "2", "-o", "new", "--json").stdout)
+    paths = [entry["vector"] for entry in told["vectors"]]
+    assert paths == ["new/robot.safetensors", "new/sailor.safetensors"]
+    assert [load_vector(path).name for path in paths] == ["robot", "sailor"]
+
+
+def test_evidence_about_other_questions_is_measured_again(calibrated: Path, run: Run) -> None:
+    file = calibrated / "personas" / "tiny.toml"
+    file.write_text(file.read_text().replace("Can I trust you?", "Will you help me?"))
+    told = json.loads(run("calibrate", "--all", *FEW, "--layers", "2", "--json").stdout)
+    assert [entry["name"] for entry in told["vectors"]] == ["robot", "sailor"]
+
+
 def test_calibrate_all_skips_what_is_calibrated_and_writes_the_table(calibrated: Path, run: Run) -> None:
     before = vector_path("robot", "tiny-llama").read_bytes()
     told = json.loads(run("calibrate", "--all", *FEW, "--layers", "2", "--json").stdout)
@@ -97,7 +112,7 @@ def test_calibrate_all_skips_what_is_calibrated_and_writes_the_table(calibrated:
 def test_list_and_show_tell_the_evidence(run: Run) -> None:
     shown = run("vectors", "show", "robot").stdout
     assert "reliable" in shown
-    assert "directions at equal KL" in shown
+    assert "directions at the same KL" in shown
     listed = json.loads(run("vectors", "list", "--json").stdout)["vectors"]
     assert {entry["name"]: entry["reliable"] is None for entry in listed} == {"robot": False, "sailor": True}
     assert "steerkit calibrate sailor" in run("vectors", "show", "sailor").stdout
@@ -174,7 +189,7 @@ def test_sweep_extracts_other_estimators_once_and_keeps_them_beside(run: Run) ->
     grid = ("sweep", "robot", "--estimators", "mean_diff,pca", "--dials", "1", "--texts", "0", "-o", "grid.jsonl")
     told = json.loads(run(*grid, "--json").stdout)
     assert [trial["estimator"] for trial in told["trials"]] == ["mean_diff", "pca"]
-    kept = Path("grid.vectors/robot-pca.safetensors")
+    kept = Path("grid.vectors/robot-pca-0.safetensors")
     stamp = kept.stat().st_mtime_ns
     run(*grid)
     assert kept.stat().st_mtime_ns == stamp

@@ -228,12 +228,13 @@ def test_shifts_come_with_their_null(tiny: Model) -> None:
 def test_a_random_direction_is_not_beyond_others_like_it(tiny: Model) -> None:
     beyond = [
         shift.beats_null or shift.below_null
-        for seed in range(3)
+        for seed in range(12)
         for shift in measure_shifts(
             tiny, random_like(make_vector("x", tiny.fingerprint), 100 + seed), ITEMS.items, (1.0,), n_random=20
         ).values()
     ]
-    assert not all(beyond)
+    # One in twenty-one is above all the others by chance, and one below; two of twelve already are a rare draw.
+    assert sum(beyond) <= 4
 
 
 def test_a_shift_knows_which_way_its_items_went() -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_vector
 from torch import Tensor
 
 from steerkit import extraction
@@ -179,4 +178,3 @@ def test_a_pair_against_another_persona_is_named_after_both(tiny: Model) -> None
     vector = extract(tiny, Pair(*sides), Recipe(reading="prompt"))
     assert vector.name == "a_vs_b"
     assert vector.directions.norm() > 0
-    assert make_vector("x", tiny.fingerprint).name == "x"

@@ -29,7 +29,7 @@ def rounds(law: Callable[[float], float], guess: float, target: float = 1.0) -> 
             break
         for dial in search.next(guess):
             search.points[dial] = law(dial)
-    return search.estimate(guess)
+    return search.limit(guess)
 
 
 @pytest.mark.parametrize("power", [1.5, 2.0, 3.0])

@@ -9,6 +9,7 @@ import torch
 from conftest import make_vector
 from torch import Tensor
 
+from steerkit.generation import Sampling, complete
 from steerkit.measures import (
     FIRST,
     Row,
@@ -244,3 +245,15 @@ def test_neutral_questions_and_texts_are_about_no_persona() -> None:
         texts = neutral(kind)
         assert len(texts) == len(set(texts)) >= 10
         assert not asked & {text.casefold() for text in texts}
+
+
+def test_a_steering_that_silences_the_model_is_not_free(tiny: Model, prompts: list[list[int]]) -> None:
+    spoken = complete(tiny, prompts[:1], sampling=Sampling(1))[0].tokens
+    with pytest.MonkeyPatch.context() as patch:
+        # The token that would be said first ends a reply now, and under no steering and every steering nothing is said.
+        patch.setitem(tiny.__dict__, "end_tokens", frozenset(spoken))
+        strong = Steering((Term(make_vector("hal", tiny.fingerprint), dial=0.2),))
+        (text,) = write_texts(tiny, prompts[:1], [strong], 4)
+    assert text.replies == ("",)
+    assert len(text.divergences) == 1
+    assert text.divergence() > 0

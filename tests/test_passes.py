@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import random
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_vector
+from conftest import make_vector, save_model
 
-from steerkit.models import Model
+from steerkit.generation import Probe, Sampling, complete
+from steerkit.models import Model, load_model
 from steerkit.passes import prefill, reply_logits, shared_starts
 from steerkit.steering import Steering, Term
 
@@ -65,6 +67,28 @@ def test_a_prompt_of_one_token_leaves_nothing_to_do(tiny: Model) -> None:
     cache, mask = prefill(tiny, [[3], [4]], [Steering()] * 2)
     assert cache is None
     assert mask.shape == (2, 0)
+
+
+def test_rows_of_which_one_is_a_token_longer_say_what_they_say_alone(tiny: Model) -> None:
+    prompts = [[3, 4, 9], [3, 4, 5, 9], [3, 4, 6, 9]]
+    together = complete(tiny, prompts, sampling=Sampling(6), probes=[Probe.of(make_vector("hal", tiny.fingerprint))])
+    for prompt, reply in zip(prompts, together, strict=True):
+        alone = complete(tiny, [prompt], sampling=Sampling(6), probes=[Probe.of(make_vector("hal", tiny.fingerprint))])[
+            0
+        ]
+        assert reply.tokens == alone.tokens
+        assert torch.allclose(reply.readout.scores, alone.readout.scores, atol=1e-4)
+
+
+def test_behind_a_window_padding_only_stands_in_front(tmp_path: Path) -> None:
+    model = load_model(str(save_model(tmp_path / "gemma3", "gemma3")), device="cpu")
+    assert not model.sees_everything
+    draw = random.Random(0)
+    start = [draw.randrange(3, 300) for _ in range(90)]
+    prompts = [[*start, 7, 9], [*start, *(draw.randrange(3, 300) for _ in range(80))]]
+    pairs = [(prompt, [5, 6]) for prompt in prompts]
+    for pair, row in zip(pairs, reply_logits(model, pairs, [Steering()] * 2), strict=True):
+        assert torch.allclose(row, reply_logits(model, [pair], [Steering()])[0], atol=1e-4)
 
 
 def test_prompts_of_all_lengths_go_together(tiny: Model) -> None:

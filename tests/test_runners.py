@@ -146,6 +146,21 @@ def test_somebody_elses_hook_sees_what_happens(model: Model, batch: tuple[Tensor
     assert seen == [1]
 
 
+def test_a_text_goes_on_the_way_it_was_begun(model: Model, hooked: Model, batch: tuple[Tensor, Tensor]) -> None:
+    tokens, mask = batch
+    longer = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+    wanted = hooked.forward(tokens[:, -1:], longer, hooked.forward(tokens, mask)[1])[0]
+    point = model.bridge.hook_dict["blocks.2.hook_out"]
+    for first, second in ((True, False), (False, True)):
+        cache: Any = None
+        for watched, given in ((first, (tokens, mask)), (second, (tokens[:, -1:], longer))):
+            handle = point.register_forward_hook(lambda *_: None) if watched else None
+            logits, cache = model.forward(*given, cache)
+            if handle is not None:
+                handle.remove()
+        close(logits, wanted)
+
+
 def test_gradients_are_the_hooked_ones(model: Model, hooked: Model) -> None:
     prompts = [model.chat_tokens([{"role": "user", "content": question}]) for question in QUESTIONS]
     pairs = [(prompts[0], prompts[1][:5]), (prompts[0], prompts[1][:3]), (prompts[2], prompts[0][:4])]

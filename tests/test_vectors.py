@@ -51,7 +51,9 @@ def test_vectors_add_subtract_scale_and_negate(tiny: Model) -> None:
     assert torch.allclose((a + b - b).directions, a.directions, atol=1e-5)
     assert torch.equal((-a).directions, -a.directions)
     assert torch.equal((2 * a).directions, (a / 0.5).directions)
-    assert not (2 * replace(a, evidence={"limit": 1.0})).evidence
+    known = replace(a, evidence={"limit": 1.0, "place": [1, 2], "best_layer": 1, "reliable": True})
+    for made in (2 * known, -known, known + a, known.without([b])):
+        assert made.evidence == {"place": [1, 2], "best_layer": 1}, "where it works is kept, how well is not"
 
 
 def test_a_vector_of_another_model_is_refused(tiny: Model, hal: SteeringVector) -> None:

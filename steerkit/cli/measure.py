@@ -243,6 +243,8 @@ def _estimated(
     """The vector as it is, or one by each estimator; those that are not there yet are extracted and kept beside."""
     if not estimators:
         return (base,)
+    from dataclasses import replace
+
     from steerkit.cli.make import extract_one
     from steerkit.extraction import Recipe
     from steerkit.personas import find_pair
@@ -257,10 +259,12 @@ def _estimated(
         if made.get("estimator") == estimator:
             vectors.append(base)
             continue
-        kept = path.with_suffix(".vectors") / f"{pair.name}-{estimator}.safetensors"
+        kept = path.with_suffix(".vectors") / f"{pair.name}-{estimator}-{seed}.safetensors"
         if not kept.is_file():
             extract_one(model, pair, Recipe(estimator, seed=seed), kept)
-        vectors.append(load_vector(kept))
+        # They are compared where the vector works, and not each in a place of its own.
+        vector = load_vector(kept)
+        vectors.append(replace(vector, evidence={**vector.evidence, **base.where}))
     return tuple(vectors)
 
 
