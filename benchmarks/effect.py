@@ -2,7 +2,8 @@
 
 One model, the same contrast pairs, the same held-out items, one ruler: the shift of propensity at dials of either sign
 at which the 95th percentile of per-token KL on the items' replies is 0.5 nat. Half the difference of both signs is
-reported, because the rest is what any push does. Every tool is also measured once at its own recommended strength.
+reported, because the rest is what any push does; random directions and prompts have one sign only. Every tool is also
+measured once at its own recommended strength.
 
     python benchmarks/effect.py FOLDER --others PYTHON [PERSONA …]
 
@@ -52,6 +53,7 @@ TARGET = 0.5
 TUNED_ON = {"assistant", "hal", "bully", "careful_guardian", "arrogance"}
 OTHERS = ("repeng", "steering_vectors", "steering_vectors_mean", "saklas")
 N_RANDOM = 5
+OURS = "steerkit mean_diff"
 CHARACTERS = ("actor", "detective", "hamlet", "king", "pirate", "poet")
 
 MakeSteering = Callable[[float], Steering]
@@ -134,7 +136,7 @@ def conditions(model: Model, name: str, folder: Path) -> dict[str, tuple[MakeSte
         return lambda dial: Steering((Term(vector, dial=dial, layers=layers),), everywhere)
 
     made: dict[str, tuple[MakeSteering, float | None]] = {
-        "steerkit mean_diff": (adding(mean, mean.place), 1.0),
+        OURS: (adding(mean, mean.place), 1.0),
         "steerkit mean_diff, middle layer": (adding(mean, middle), None),
     }
     library = VectorSet(model.fingerprint)
@@ -231,14 +233,22 @@ def print_table(path: Path, personas: list[str]) -> None:
     """The mean over personas of each row, with its interval, as Markdown."""
     rows = [row for row in read_rows(path) if row["persona"] in personas]
     print(f"Mean of {len(personas)} personas: {', '.join(personas)}\n")
-    print("| row | shift at equal KL | 95 % | right way | KL p95 | as recommended | its KL p95 |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
+    print(
+        "| row | shift at equal KL | 95 % | behind ours, pair by pair | right way | KL p95 | as recommended | its KL p95 |"
+    )
+    print("|---|---:|---:|---:|---:|---:|---:|---:|")
     titles = dict.fromkeys(row["row"] for row in rows)
-    means = {title: [row["shift"] for row in rows if row["row"] == title] for title in titles}
+    shifts = {title: {row["persona"]: row["shift"] for row in rows if row["row"] == title} for title in titles}
+    means = {title: list(by_persona.values()) for title, by_persona in shifts.items()}
     for title in sorted(titles, key=lambda title: -sum(means[title]) / len(means[title])):
         mine = [row for row in rows if row["row"] == title]
         low, high = bootstrap(means[title])
-        cells = [title, f"{average(means[title]):+.3f}", f"{low:+.2f} … {high:+.2f}"]
+        cells = [
+            title,
+            f"{average(means[title]):+.3f}",
+            f"{low:+.2f} … {high:+.2f}",
+            behind(shifts[OURS], shifts[title]),
+        ]
         cells.append(f"{average([r['right_way'] for r in mine]):.0%}" if "right_way" in mine[0] else "")
         cells.append(f"{average([average(row['kl_p95']) for row in mine]):.2f}")
         own = [row["recommended"] for row in mine if "recommended" in row]
@@ -247,6 +257,15 @@ def print_table(path: Path, personas: list[str]) -> None:
             for key, form in (("shift", "+.3f"), ("kl_p95", ".2f"))
         ]
         print(f"| {' | '.join(cells)} |")
+
+
+def behind(ours: dict[str, float], theirs: dict[str, float]) -> str:
+    """How much further ours moves the same personas, with its interval."""
+    differences = [ours[persona] - shift for persona, shift in theirs.items()]
+    if not any(differences):
+        return ""
+    low, high = bootstrap(differences)
+    return f"{average(differences):+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def average(numbers: list[float]) -> float:

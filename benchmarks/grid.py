@@ -80,7 +80,7 @@ def prepare() -> dict[str, Any]:
 
 
 def time_steerkit(work: dict[str, Any]) -> dict[str, float]:
-    """The two things a sweep does with its cells, the way it does them: many cells in one forward pass."""
+    """A sweep's two kinds of work, many cells a forward pass; without the KL it adds, which repeng does not measure."""
     from steerkit import Steering, Term, VectorSet, load_model, score_replies, write_texts
 
     model = load_model()
