@@ -310,7 +310,14 @@ def run_extraction(tool: str, work: dict[str, Any]) -> dict[str, Any]:
                 neutral = session.generate_neutral_responses(samples_per_prompt=1, max_new_tokens=8)
                 (Path(home) / "neutral_statements.json").write_text(json.dumps(neutral))
                 sides = [list(side) for side in zip(*work["replies"], strict=True)]
-                times = in_turn(3, once=lambda: session.extract_from_corpora("a.b", *sides, force=True))
+
+                def extract() -> None:
+                    # It remembers texts that it has read, so no turn gives it the same.
+                    made.append(None)
+                    fresh = [[f"{reply} {len(made)}" for reply in side] for side in sides]
+                    session.extract_from_corpora(f"turn{len(made)}.b", *fresh)
+
+                times = in_turn(3, once=extract)
         return {"seconds": statistics.median(times["once"])}
     if tool == "repeng":
         from repeng import ControlVector, DatasetEntry

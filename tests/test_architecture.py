@@ -17,7 +17,7 @@ TIERS = [
     {"cli"},
     {"tui", "server"},
     {"experiments", "sweeps", "engines"},
-    {"evaluation", "calibration", "spaces", "plots", "figures", "exchange"},
+    {"evaluation", "calibration", "spaces", "speed", "plots", "figures", "exchange"},
     {"measures", "nulls", "items", "limits"},
     {"generation", "extraction", "training"},
     {"passes"},

@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from steerkit.cli import generate, libraries, make, measure, read, start
+from steerkit.cli import bench, generate, libraries, make, measure, read, start
 from steerkit.cli.console import complain
 from steerkit.errors import SteerkitError
 
@@ -55,6 +55,7 @@ app.command("generate", rich_help_panel="Use")(generate.generate)
 app.command("read", rich_help_panel="Use")(read.read)
 app.command("eval", rich_help_panel="Measure")(measure.evaluate)
 app.command("sweep", rich_help_panel="Measure")(measure.sweep)
+app.command("bench", rich_help_panel="Measure")(bench.bench)
 
 
 def _print_version(wanted: bool) -> None:

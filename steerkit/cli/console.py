@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -26,6 +25,7 @@ STAGES = {
     "write": "writing",
     "train": "training",
     "sweep": "sweeping",
+    "time": "timing",
 }
 
 
@@ -63,6 +63,8 @@ def complain(message: str) -> None:
 @contextmanager
 def progress(label: str = "") -> Iterator[Callable[[str, int, int], None]]:
     """Show bars with the time left on stderr; they vanish when the work is done, and a pipe never sees them."""
+    from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(compact=True))
     console = talk()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:

@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.live import Live
 from rich.text import Text
 
 from steerkit.cli.console import out, print_json, quiet_libraries, talk, warn
@@ -30,6 +29,8 @@ from steerkit.errors import SteerkitError
 from steerkit.tints import tinted
 
 if TYPE_CHECKING:
+    from rich.live import Live
+
     from steerkit.generation import Probe, Sampling, Step
     from steerkit.models import Model
     from steerkit.steering import Steering
@@ -194,6 +195,8 @@ class _Screen:
 
     def __enter__(self) -> _Screen:
         if self._show and len(self._steerings) > 1 and self._console.is_terminal:
+            from rich.live import Live
+
             self._live = Live(console=self._console, refresh_per_second=12).__enter__()
         return self
 
