@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from steerkit.measures import neutral, write_texts
 from steerkit.models import Model
 from steerkit.passes import reply_logits
 from steerkit.personas import find_persona, load_personas
+from steerkit.runners import LeanRunner
 from steerkit.steering import Steering, Term
 from steerkit.vectors import VectorSet, load_vector
 
@@ -111,6 +113,21 @@ def test_cache_and_batch_change_nothing(real: Model, shipped: VectorSet, held_ou
         assert complete(real, [prompt], [steering], sampling=Sampling(10))[0].tokens == reply.tokens
         whole = reply_logits(real, [(prompt, reply.tokens)], [steering])[0]
         assert tuple(whole.argmax(-1).tolist()) == reply.tokens
+
+
+def test_the_fast_path_has_the_hooked_paths_logits(real: Model, shipped: VectorSet, held_out: list[list[int]]) -> None:
+    assert isinstance(real.runner, LeanRunner)
+    hooked = dataclasses.replace(real, runner=None)
+    texts = ("1 hal", "0.5 pirate @8-23 + 0.2 hal @20", "cap(hal, 0.2)", "rotate(pirate, 0.5) @3")
+    steerings = [Steering.parse(text, shipped) for text in texts]
+    pairs = [(prompt, real.reply_tokens("I am afraid that I cannot agree with you.")) for prompt in held_out]
+    ours, theirs = (reply_logits(m, pairs * 4, steerings * 4) for m in (real, hooked))
+    for mine, wanted in zip(ours, theirs, strict=True):
+        assert (mine - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+    sampling, probes = Sampling(12), [Probe.of(shipped["hal"])]
+    for mine, wanted in zip(*(complete(m, held_out, steerings, probes, sampling) for m in (real, hooked)), strict=True):
+        assert mine.tokens == wanted.tokens
+        assert torch.allclose(mine.readout.scores, wanted.readout.scores, atol=1e-3)
 
 
 def test_the_first_steered_token_is_the_last_of_the_prompt(
