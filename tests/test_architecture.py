@@ -14,6 +14,7 @@ PACKAGE = ROOT / "steerkit"
 
 # From the top down. A module may import from rows below its own, and from its own row.
 TIERS = [
+    {"__main__"},
     {"cli"},
     {"tui", "server"},
     {"experiments", "sweeps", "engines"},
