@@ -369,6 +369,7 @@ def startup(_others: str | None, rounds: int) -> Iterator[Row]:
     commands = {
         "help": [f"{folder}/steerkit", "--help"],
         "typer": [python, "-c", "import typer"],
+        "the help of an empty typer program": [python, "-c", "import typer; typer.run(lambda: None)", "--help"],
         "generate": [f"{folder}/steerkit", "generate", "Hello", "-s", "0.5 warmth", "--max-tokens", "1"],
         "load": [python, "-c", load],
     }
@@ -386,11 +387,14 @@ def startup(_others: str | None, rounds: int) -> Iterator[Row]:
 def size(_others: str | None, rounds: int) -> Iterator[Row]:
     """How cost grows with width, depth, prompt and rows, beside the model's own forward pass."""
     base = {"width": 384, "layers": 12, "prompt": 96, "rows": 4}
-    grown = {"width": (192, 768), "layers": (6, 24), "prompt": (48, 384), "rows": (1, 16)}
+    # Narrower than this the model's own pass is mostly Python, and its cost hardly grows at all.
+    grown = {"width": (384, 1536), "layers": (6, 24), "prompt": (48, 384), "rows": (1, 16)}
     for what, ends in grown.items():
         found = [in_a_process(sys.executable, "size", str(rounds), {**base, what: end}) for end in ends]
         ours, theirs = (math.log(found[1][i] / found[0][i]) / math.log(ends[1] / ends[0]) for i in (0, 1))
+        share = ", ".join(f"{mine / own:.2f}" for mine, own in found)
         say(f"size, {what} {ends[0]} to {ends[1]}: cost grows with power {ours:.2f}, the model's own {theirs:.2f}")
+        say(f"size, {what}: a steered pass takes {share} of the model's own")
         yield f"power of cost in {what}", "the model's own, 0.1 more", 1, (theirs + 0.1) / ours
 
 

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from steerkit.extraction import Recipe, extract
     from steerkit.generation import Probe, Readout, Reply, Sampling, complete, read_chat, read_tokens, stream
     from steerkit.items import ItemSet, load_items
+    from steerkit.loading import load_model
     from steerkit.measures import capability, propensities, repetition, score_replies, write_texts
-    from steerkit.models import Model, load_model
+    from steerkit.models import Model
     from steerkit.nulls import bootstrap, random_like, shuffled_like
     from steerkit.personas import Item, Pair, Persona, find_pair, find_persona, load_personas
     from steerkit.steering import Gate, Steering, Term
@@ -32,7 +33,8 @@ _HOMES = {
     "generation": ("Probe", "Readout", "Reply", "Sampling", "complete", "read_chat", "read_tokens", "stream"),
     "items": ("ItemSet", "load_items"),
     "measures": ("capability", "propensities", "repetition", "score_replies", "write_texts"),
-    "models": ("Model", "load_model"),
+    "loading": ("load_model",),
+    "models": ("Model",),
     "nulls": ("bootstrap", "random_like", "shuffled_like"),
     "personas": ("Item", "Pair", "Persona", "find_pair", "find_persona", "load_personas"),
     "steering": ("Gate", "Steering", "Term"),

@@ -38,7 +38,7 @@ class Fingerprint:
     @classmethod
     def of(cls, model: Model) -> Fingerprint:
         """Run the fixed sequence through a model."""
-        size = int(model.bridge.original_model.get_input_embeddings().num_embeddings)
+        size = int(model.original.get_input_embeddings().num_embeddings)
         tokens = torch.tensor([[(97 + 31 * i * i) % size for i in range(FIXED_LENGTH)]], device=model.device)
         last = torch.zeros_like(tokens, dtype=torch.bool)
         last[:, -1] = True
@@ -47,7 +47,7 @@ class Fingerprint:
         behaviour = [
             tuple(round(x, 5) for x in means[l, places].tolist()) for l in (0, model.n_layers // 2, model.n_layers - 1)
         ]
-        dtype = next(model.bridge.original_model.parameters()).dtype
+        dtype = next(model.original.parameters()).dtype
         return cls(model.name, model.n_layers, model.width, tuple(behaviour), str(dtype).removeprefix("torch."))
 
     @classmethod

@@ -22,8 +22,9 @@ from torch.nn import functional
 Functions = Mapping[int, Sequence[Callable[[Tensor], Tensor]]]
 """By layer, what is done to the residual stream, in order."""
 
-LEAN = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer")
-"""Blocks that `LeanRunner` knows: root mean square norms in front, rotary grouped attention, a gated MLP."""
+LEAN = ("llama", "mistral", "qwen2")
+"""Kinds of models whose blocks `LeanRunner` knows: root mean square norms in front, rotary grouped attention, a gated
+MLP."""
 STEADY_ROTATIONS = ("default", "linear", "llama3")
 """Rotary embeddings whose angles do not depend on how long the text is."""
 
@@ -109,16 +110,15 @@ class LeanRunner:
     """The Llama family's forward pass written out, a dozen operations a block."""
 
     model: Any
-    """A Hugging Face causal model whose blocks are among `LEAN`; its matrices are moved side by side in memory."""
+    """A Hugging Face causal model that `fits`; its matrices are moved side by side in memory."""
     _blocks: list[_Block] = field(init=False)
 
     @staticmethod
-    def fits(model: Any) -> bool:
-        """Whether a Hugging Face model is of this shape."""
-        blocks = getattr(getattr(model, "model", None), "layers", ())
-        rotation = (getattr(model.config, "rope_parameters", None) or {}).get("rope_type")
-        known = bool(blocks) and all(type(block).__name__ in LEAN for block in blocks)
-        return known and rotation in STEADY_ROTATIONS and sees_everything(model.config)
+    def fits(config: Any) -> bool:
+        """Whether the model of a Hugging Face configuration is of this shape, its matrices plain."""
+        rotation = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
+        plain = getattr(config, "quantization_config", None) is None
+        return config.model_type in LEAN and plain and rotation in STEADY_ROTATIONS and sees_everything(config)
 
     def __post_init__(self) -> None:
         """Put matrices side by side; the model's own parameters become views of them, so no memory is added."""

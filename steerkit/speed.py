@@ -110,7 +110,7 @@ def measure_speed(
             if turn:
                 rates[name].append(done / (_now(model.device) - started))
             progress("time", turn * len(works) + i + 1, (turns + 1) * len(works))
-    tensors = {id(p): p for p in model.bridge.original_model.parameters()}.values()
+    tensors = {id(p): p for p in model.original.parameters()}.values()
     return Speed(
         model=model.name,
         device=_device_name(model.device),

@@ -26,7 +26,8 @@ install_import_hook(
 )
 
 from steerkit.fingerprints import Fingerprint  # noqa: E402
-from steerkit.models import Model, load_model  # noqa: E402
+from steerkit.loading import load_model  # noqa: E402
+from steerkit.models import Model  # noqa: E402
 from steerkit.vectors import SteeringVector  # noqa: E402
 
 CHAT = (

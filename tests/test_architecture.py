@@ -23,6 +23,7 @@ TIERS = [
     {"generation", "extraction", "training"},
     {"passes"},
     {"steering", "expressions"},
+    {"loading"},
     {"vectors", "models", "personas", "estimators"},
     {"operators", "fingerprints", "weights", "tints", "runners"},
     {"files"},
@@ -72,9 +73,9 @@ def test_the_table_would_notice_an_import_from_above(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("package", ["transformer_lens"])
-def test_only_models_imports_transformer_lens(package: str) -> None:
+def test_only_loading_imports_transformer_lens(package: str) -> None:
     importers = {module_of(path) for path in FILES if any(name.split(".")[0] == package for name in imports_of(path))}
-    assert importers == {"models"}
+    assert importers == {"loading"}
 
 
 def test_only_the_command_line_prints() -> None:

@@ -14,7 +14,8 @@ from torch import Tensor
 from steerkit.errors import ModelError, PromptError
 from steerkit.fingerprints import Fingerprint
 from steerkit.generation import Sampling, complete
-from steerkit.models import Model, load_model, pad_left
+from steerkit.loading import load_model
+from steerkit.models import Model, pad_left
 
 ARCHITECTURES = ("llama", "qwen2", "gemma3", "gpt2", "gpt_neox")
 SYSTEM_DROPPED = "{% for m in messages %}{% if m['role'] != 'system' %}{{ m['content'] }}\n{% endif %}{% endfor %}"

@@ -11,7 +11,8 @@ import torch
 from conftest import make_vector, save_model
 
 from steerkit.generation import Probe, Sampling, complete
-from steerkit.models import Model, load_model
+from steerkit.loading import load_model
+from steerkit.models import Model
 from steerkit.passes import prefill, reply_logits, shared_starts
 from steerkit.steering import Steering, Term
 

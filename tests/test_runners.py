@@ -13,7 +13,8 @@ from conftest import LAYERS, WIDTH, make_vector, save_model
 from torch import Tensor
 
 from steerkit.generation import Probe, Sampling, complete
-from steerkit.models import Model, load_model, pad_left
+from steerkit.loading import load_model
+from steerkit.models import Model, pad_left
 from steerkit.passes import reply_logits
 from steerkit.runners import Cache, LeanRunner, PlainRunner, share_weights
 from steerkit.steering import Steering, Term
@@ -111,6 +112,17 @@ def test_steered_replies_and_their_scores_are_the_hooked_ones(model: Model, hook
         pairs = [(prompts[0], wanted.tokens), (prompts[1], wanted.tokens), (prompts[0], wanted.tokens)]
         for a, b in zip(reply_logits(model, pairs, steerings), reply_logits(hooked, pairs, steerings), strict=True):
             close(a, b)
+
+
+def test_hook_points_are_made_when_they_are_asked_for_and_tell_the_same_shape(tmp_path: Path) -> None:
+    model = load_model(str(save_model(tmp_path / "llama")), device="cpu")
+    complete(
+        model, [[3, 4, 5]], [Steering((Term(make_vector("hal", model.fingerprint), layers=(2,)),))], [], Sampling(2)
+    )
+    assert "bridge" not in vars(model.hook_points)
+    told = model.bridge.cfg
+    assert (model.n_layers, model.width, model.context) == (told.n_layers, told.d_model, told.n_ctx)
+    assert "bridge" in vars(model.hook_points)
 
 
 def test_no_weight_is_copied(model: Model) -> None:
@@ -213,10 +225,10 @@ def test_windows_and_stretching_rotations_are_left_to_hugging_face() -> None:
         False: hf.MistralConfig(**shape, sliding_window=8),
     }
     for fits, config in configs.items():
-        assert LeanRunner.fits(hf.AutoModelForCausalLM.from_config(config)) is fits
-    stretched = hf.LlamaConfig(**shape, rope_parameters=dynamic)
-    assert not LeanRunner.fits(hf.AutoModelForCausalLM.from_config(stretched))
-    assert not LeanRunner.fits(hf.AutoModelForCausalLM.from_config(hf.GPT2Config(n_embd=32, n_layer=2, n_head=4)))
+        assert LeanRunner.fits(config) is fits
+    assert not LeanRunner.fits(hf.LlamaConfig(**shape, rope_parameters=dynamic))
+    assert not LeanRunner.fits(hf.LlamaConfig(**shape, quantization_config={"quant_method": "bitsandbytes"}))
+    assert not LeanRunner.fits(hf.GPT2Config(n_embd=32, n_layer=2, n_head=4))
 
 
 def test_weights_that_are_not_all_there_are_not_shared(tiny: Model) -> None:

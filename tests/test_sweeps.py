@@ -31,7 +31,7 @@ CHILD = """
 import sys, time
 from pathlib import Path
 from steerkit.items import ItemSet
-from steerkit.models import load_model
+from steerkit.loading import load_model
 from steerkit.personas import find_persona
 from steerkit.sweeps import Grid, sweep
 from steerkit.vectors import load_vector

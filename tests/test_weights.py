@@ -15,7 +15,7 @@ from conftest import CHAT, LAYERS, VOCABULARY, WIDTH, save_model
 
 from steerkit import weights
 from steerkit.errors import ModelError
-from steerkit.models import load_model
+from steerkit.loading import load_model
 
 QUESTION = [{"role": "user", "content": "What do you think of people?"}]
 

@@ -281,6 +281,6 @@ def pull_model(
 
             out().print(str(get_default_model(tell)))
         else:
-            from steerkit.models import load_model
+            from steerkit.loading import load_model
 
             out().print(load_model(name, progress=tell).name)

@@ -32,7 +32,7 @@ MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="The longest
 def open_model(name: str | None, device: str | None, dtype: str) -> Model:
     """Load the model that the user named, with a bar for what takes long."""
     with progress() as tell, quiet_libraries():
-        from steerkit.models import load_model
+        from steerkit.loading import load_model
 
         return load_model(name, device, dtype, tell)
 

@@ -1,0 +1,163 @@
+"""From a name to a loaded model: where its weights are, and the fastest way through them.
+
+This is the only module that imports transformer_lens.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from steerkit import weights
+from steerkit.errors import ModelError, nearest
+from steerkit.models import HookPoints, Model
+from steerkit.runners import LeanRunner, PlainRunner, Runner, share_weights
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_model(
+    name: str | None = None,
+    device: str | None = None,
+    dtype: str = "float32",
+    progress: weights.Progress = weights.ignore_progress,
+) -> Model:
+    """Load a model: nothing for the default one, a hub id, a folder, or a `.gguf` file.
+
+    Raises:
+        ModelError: it cannot be found, fetched or read.
+    """
+    if dtype not in DTYPES:
+        raise ModelError(f"no dtype is called {dtype!r}; {nearest(dtype, DTYPES, 'choose from: ' + ', '.join(DTYPES))}")
+    if name is None or name.lower() in (weights.DEFAULT_MODEL.name.lower(), "default"):
+        source, title = str(weights.get_default_model(progress)), weights.DEFAULT_MODEL.name
+    else:
+        source, title = _locate(name, progress)
+    place = _device(device)
+    try:
+        return _load(source, title, place, DTYPES[dtype])
+    except Exception as error:
+        # transformers and its hub client raise dozens of types here; each of them means that there is no model.
+        raise ModelError(_explain(name or title, source, error)) from error
+
+
+def _load(source: str, title: str, device: torch.device, dtype: torch.dtype) -> Model:
+    """Load a model with the fastest runner that computes what its hook points see."""
+    from transformers import AutoConfig
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    config = AutoConfig.from_pretrained(source)
+    if LeanRunner.fits(config):
+        return _load_lean(source, title, device, dtype)
+    bridge = _boot(source, device, dtype)
+    n_layers, width, context = (int(size) for size in (bridge.cfg.n_layers, bridge.cfg.d_model, bridge.cfg.n_ctx))
+    points = HookPoints(lambda: bridge)
+    model = Model(title, n_layers, width, context, bridge.original_model, points, bridge.tokenizer)
+    model.runner = _find_runner(model)
+    return model
+
+
+def _load_lean(source: str, title: str, device: torch.device, dtype: torch.dtype) -> Model:
+    """Load a model that needs no hook points to be steered; they are made for whoever asks."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    # As TransformerLens has it, a text that is no chat begins with the token that begins texts.
+    tokenizer = AutoTokenizer.from_pretrained(source, add_bos_token=True)
+    original: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa")
+    original.to(device).eval().requires_grad_(False)
+
+    def boot() -> Any:
+        return _boot(source, device, dtype, hf_model=share_weights(original), tokenizer=copy.deepcopy(tokenizer))
+
+    config, points = original.config, HookPoints(boot)
+    shape = config.num_hidden_layers, config.hidden_size, config.max_position_embeddings
+    return Model(title, *shape, original, points, tokenizer, runner=LeanRunner(original))
+
+
+def _find_runner(model: Model) -> Runner | None:
+    """The plain way through the model's weights, if it computes what the hook points see."""
+    from transformer_lens.utilities.position_ids import accepts_mask_derived_position_ids
+
+    plain = share_weights(model.original)
+    if plain is None:
+        return None
+    blocks = plain.get_submodule(model.bridge.adapter.component_mapping["blocks"].name)
+    runner = PlainRunner(plain, list(blocks), accepts_mask_derived_position_ids(plain))
+    return runner if _agrees(model, runner) else None
+
+
+def _agrees(model: Model, runner: Runner) -> bool:
+    """Whether a runner gives the hooked path's logits for a padded row, an edit, rows that part, and a cached step."""
+    tokens = torch.arange(1, 13, device=model.device).reshape(2, 6)
+    mask = torch.ones_like(tokens)
+    mask[1, :2] = 0
+    rows = torch.tensor([1, 0, 1], device=model.device)
+    longer = torch.cat([mask[rows], mask.new_ones(3, 1)], dim=1)
+    push = {model.n_layers // 2: [lambda h: h * 1.1]}
+    found = []
+    with torch.inference_mode():
+        for forward in (model.forward, runner.forward):
+            try:
+                first, cache = forward(tokens, mask, None, push, 1, rows=rows)
+                second, _ = forward(tokens[rows, :1], longer, cache, push, 1, rows=None)
+            except (TypeError, ValueError, RuntimeError, AttributeError, KeyError):
+                return False
+            found.append(torch.cat([first, second]).float())
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.05
+    return bool((found[0] - found[1]).norm() <= tolerance * found[0].norm())
+
+
+def _locate(name: str, progress: weights.Progress) -> tuple[str, str]:
+    """Where a named model's files are, and what to call it."""
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        return str(weights.get_gguf_model(path, progress)), weights.model_title(name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"{path} holds no model (no config.json); name a folder that transformers can load")
+        return str(path), weights.model_title(name)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(f"no folder {path}; -m takes a hub id, a model folder or a .gguf file")
+    return name, weights.model_title(name)
+
+
+def _boot(source: str, device: torch.device, dtype: torch.dtype, **loaded: Any) -> Any:
+    """A bridge on the model of that place, or on one that is loaded."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    logging.getLogger("transformer_lens").setLevel(logging.ERROR)
+    bridge = TransformerBridge.boot_transformers(source, device=device, dtype=dtype, **loaded)  # type: ignore[attr-defined]
+    bridge.eval()
+    bridge.requires_grad_(False)
+    return bridge
+
+
+def _device(name: str | None) -> torch.device:
+    try:
+        device = torch.device(name or _best_device())
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"no device {name!r} on this machine; use --device {_best_device()}") from error
+    return device
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _explain(name: str, source: str, error: Exception) -> str:
+    """One line for a model that does not load: what was asked, and what is here."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    if Path(source).is_dir():
+        return f"cannot load the model in {source}: {reason}; fetch it again or choose another with -m"
+    known = [weights.DEFAULT_MODEL.name, *(path.name for path in weights.cache_folder().glob("[!.]*") if path.is_dir())]
+    hint = nearest(name, {entry.lower() for entry in known}, f"without -m you get {weights.DEFAULT_MODEL.name}")
+    return f"no model {name!r} on this machine and none could be fetched from the hub ({reason}); {hint}"
