@@ -117,7 +117,7 @@ def test_steered_replies_and_their_scores_are_the_hooked_ones(model: Model, hook
 def test_hook_points_are_made_when_they_are_asked_for_and_tell_the_same_shape(tmp_path: Path) -> None:
     model = load_model(str(save_model(tmp_path / "llama")), device="cpu")
     complete(
-        model, [[3, 4, 5]], [Steering((Term(make_vector("hal", model.fingerprint), layers=(2,)),))], [], Sampling(2)
+        model, [[3, 4, 5]], [Steering((Term(make_vector("hal", model.fingerprint), layers=(2, 2)),))], [], Sampling(2)
     )
     assert "bridge" not in vars(model.hook_points)
     told = model.bridge.cfg
