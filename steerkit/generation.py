@@ -7,7 +7,7 @@ the last token costs a step of its own: a live readout is the same numbers as an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,10 @@ from steerkit.models import Message, Model, ResidualFunction
 from steerkit.passes import Means, prefill
 from steerkit.steering import Steering, edits
 from steerkit.vectors import SteeringVector
+
+Steerings = Callable[[int], Sequence[Steering]]
+"""One steering per row, asked for before the reply's token of that number is chosen; as long as it is the same object,
+nothing has changed."""
 
 
 @dataclass(frozen=True)
@@ -170,33 +174,39 @@ def _merge(*tables: dict[int, list[Any]]) -> dict[int, list[ResidualFunction]]:
 def stream(
     model: Model,
     prompts: Sequence[Sequence[int]],
-    steerings: Sequence[Steering],
+    steerings: Sequence[Steering] | Steerings,
     probes: Sequence[Probe] = (),
     sampling: Sampling | None = None,
     means: Means | None = None,
+    begun: tuple[Any, Int[Tensor, "b t"]] | None = None,
 ) -> Iterator[Step]:
     """Generate a reply for every row at once, a token of every row at a time.
 
     Args:
         model: who speaks
         prompts: tokens of each row, from `Model.chat_tokens`
-        steerings: one per row; rows of one batch may be steered differently
+        steerings: one per row; rows of one batch may be steered differently, and they may change while the reply is
+            being made: what was said stays as it is
         probes: what is read at every reply token
         sampling: how tokens are chosen
         means: is given every reply token of every row
+        begun: what `prefill` returns, where that has been done
 
     Yields:
         A step for each row that is still speaking. The token that ends a reply is not part of it.
     """
     sampling = sampling or Sampling()
+    steer = steerings if callable(steerings) else lambda _place: steerings
     like = torch.empty(0, device=model.device, dtype=model.dtype)
-    pushes = edits(steerings, like)
-    cache, mask = prefill(model, prompts, steerings)
+    current = steer(0)
+    pushes = edits(current, like)
+    cache, mask = begun or prefill(model, prompts, current)
     mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
     last = torch.tensor([prompt[-1:] for prompt in prompts], device=model.device)
     logits, cache = model.forward(last, mask, cache, pushes)
     readings = Readings(probes, model.device)
-    functions = _merge(pushes, readings.functions(), means.functions() if means else {})
+    readers = _merge(readings.functions(), means.functions() if means else {})
+    functions = _merge(pushes, readers)
     choose = _Chooser(sampling, len(prompts), model.device)
     decoders = [Decoder(model.tokenizer) for _ in prompts]
     speaking = [True] * len(prompts)
@@ -211,6 +221,8 @@ def stream(
             yield from steps
             if position + 1 == sampling.max_tokens and means is None:
                 return
+        if (wanted := steer(position + 1)) is not current:
+            current, functions = wanted, _merge(edits(wanted, like), readers)
         mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
         logits, cache = model.forward(chosen[:, None], mask, cache, functions)
         if means is not None:

@@ -6,7 +6,8 @@ steering. Each stretch that is shared is one row of its own pass, and rows part 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -55,6 +56,56 @@ def prefill(
         _, cache = model.forward(tokens, mask, cache, edits([steering for _, steering in unique], like), keep=0)
     cache.batch_select_indices(rows)
     return cache, mask[rows]
+
+
+STRETCH = 256
+"""Tokens that are read in one go where somebody may want to stop."""
+
+
+class Recall:
+    """What a model has read of a text that keeps growing, such as a chat, so that nothing is read twice.
+
+    Only the longest beginning that the next text has in common with the last one is kept.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._tokens: list[int] = []
+        self._cache: Any = None
+
+    def prefill(
+        self, prompt: Sequence[int], n_rows: int, progress: Callable[[int, int], None] = lambda _done, _total: None
+    ) -> tuple[Any, Int[Tensor, "b t"]]:
+        """Like the function `prefill`, for several rows of one prompt that is not steered.
+
+        `progress` is told how many tokens have been read, of how many; what it raises stops the reading, and what has
+        been read is kept.
+        """
+        wanted = list(prompt[:-1])
+        shared = _common(wanted, self._tokens) if self._can_forget else 0
+        if not shared:
+            self._cache = None
+        elif shared < len(self._tokens):
+            self._cache.crop(shared - len(self._tokens))
+        self._tokens = wanted[:shared]
+        while len(self._tokens) < len(wanted):
+            progress(len(self._tokens), len(wanted))
+            stretch = wanted[len(self._tokens) :][:STRETCH]
+            tokens = torch.tensor([stretch], device=self._model.device)
+            mask = torch.ones(1, len(self._tokens) + len(stretch), dtype=torch.long, device=self._model.device)
+            _, self._cache = self._model.forward(tokens, mask, self._cache, keep=0)
+            self._tokens += stretch
+        cache = None
+        if self._cache is not None:
+            # The reply is written behind a copy, because it is steered and what is kept is not.
+            cache = copy.deepcopy(self._cache)
+            cache.batch_select_indices(torch.zeros(n_rows, dtype=torch.long, device=self._model.device))
+        return cache, torch.ones(n_rows, len(wanted), dtype=torch.long, device=self._model.device)
+
+    @property
+    def _can_forget(self) -> bool:
+        """A window that slides, or a state that runs on, has already lost what stood before."""
+        return self._model.sees_everything and hasattr(self._cache, "crop")
 
 
 class Means:

@@ -72,6 +72,10 @@ class Cache:
                     store.append(grown)
         return self.keys[l], self.values[l]
 
+    def crop(self, places: int) -> None:
+        """Forget the last places; as Hugging Face's caches have it, their number is negative."""
+        self.length += places
+
     def batch_select_indices(self, rows: Int[Tensor, " b"]) -> None:
         """Keep these rows, in this order; a row may be named several times."""
         for store in (self.keys, self.values):

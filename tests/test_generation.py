@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -173,3 +175,35 @@ def test_a_chats_reply_scores_what_the_same_reply_scores_live(tiny: Model, vecto
     assert torch.allclose(
         turn.readout.scores, read_tokens(tiny, prompt, tiny.reply_tokens(said), probes).scores, atol=1e-4
     )
+
+
+def test_a_dial_turned_mid_reply_changes_the_rest_and_nothing_before(
+    tiny: Model, prompts: list[list[int]], vectors: Vectors
+) -> None:
+    one, other = [parse("-1 hal @1-4", vectors)], [parse("4 pirate", vectors)]
+    probes = [Probe.of(vectors["hal"])]
+    asked: list[int] = []
+
+    def turned(place: int) -> list[Steering]:
+        asked.append(place)
+        return one if place < 6 else other
+
+    def run(model: Model, steer: object) -> list[tuple[int, tuple[float, ...]]]:
+        steps = stream(model, prompts[:1], steer, probes, Sampling(14))  # type: ignore[arg-type]
+        return [(step.token, tuple(round(score, 3) for score in step.scores)) for step in steps]
+
+    mixed, steady = run(tiny, turned), run(tiny, one)
+    assert asked == list(range(15))
+    # The token before the place is read under the new dial, because the place is chosen from there.
+    assert mixed[:5] == steady[:5]
+    assert mixed[5][0] == steady[5][0]
+    assert mixed[5][1] != steady[5][1]
+    assert mixed[6:] != steady[6:]
+    assert mixed == run(replace(tiny, runner=None), turned)
+
+
+def test_a_dial_turned_back_at_once_changes_nothing(tiny: Model, prompts: list[list[int]], vectors: Vectors) -> None:
+    steering = parse("1 hal", vectors)
+    steady = [step.token for step in stream(tiny, prompts[:1], [steering], (), Sampling(10))]
+    turned = stream(tiny, prompts[:1], lambda _place: [parse("1 hal", vectors)], (), Sampling(10))
+    assert [step.token for step in turned] == steady

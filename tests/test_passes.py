@@ -5,15 +5,18 @@ from __future__ import annotations
 import itertools
 import random
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from conftest import make_vector, save_model
+from torch import Tensor
 
-from steerkit.generation import Probe, Sampling, complete
+from steerkit.generation import Probe, Sampling, complete, stream
 from steerkit.loading import load_model
 from steerkit.models import Model
-from steerkit.passes import prefill, reply_logits, shared_starts
+from steerkit.passes import Recall, prefill, reply_logits, shared_starts
 from steerkit.steering import Steering, Term
 
 
@@ -97,3 +100,52 @@ def test_prompts_of_all_lengths_go_together(tiny: Model) -> None:
     pairs = [(prompt, [5, 6]) for prompt in prompts]
     for pair, row in zip(pairs, reply_logits(tiny, pairs, [Steering()] * 5), strict=True):
         assert torch.allclose(row, reply_logits(tiny, [pair], [Steering()])[0], atol=1e-4)
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2", "gemma3"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return load_model(str(save_model(tmp_path_factory.mktemp("models") / request.param, request.param)), device="cpu")
+
+
+def test_a_chat_that_grows_is_read_once_and_says_the_same(model: Model) -> None:
+    recall = Recall(model)
+    seen: list[int] = []
+    forward = model.forward
+    messages: list[dict[str, str]] = []
+    for turn in range(4):
+        messages.append({"role": "user", "content": f"Tell me more about people, {turn} of 4."})
+        prompt = model.chat_tokens(messages)
+
+        def counted(tokens: Tensor, *given: Any, **named: Any) -> Any:
+            seen.append(tokens.shape[1])
+            return forward(tokens, *given, **named)
+
+        with mock.patch.object(model, "forward", counted):
+            begun = recall.prefill(prompt, 2)
+        said = list(stream(model, [prompt] * 2, [Steering()] * 2, sampling=Sampling(6), begun=begun))
+        fresh = complete(model, [prompt], sampling=Sampling(6))[0]
+        for row in (0, 1):
+            assert tuple(step.token for step in said if step.row == row) == fresh.tokens
+        messages.append({"role": "assistant", "content": fresh.text or "Well."})
+    if model.sees_everything:
+        assert sum(seen) < 1.2 * len(prompt)
+    else:
+        assert sum(seen) > 1.5 * len(prompt)
+
+
+def test_reading_that_is_stopped_goes_on_where_it_was(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("steerkit.passes.STRETCH", 8)
+    prompt = model.chat_tokens([{"role": "user", "content": "What do you think of people? " * 4}])
+    recall = Recall(model)
+
+    def stop(done: int, _total: int) -> None:
+        if done >= 16:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        recall.prefill(prompt, 1, stop)
+    told: list[int] = []
+    begun = recall.prefill(prompt, 1, lambda done, _total: told.append(done))
+    assert told[0] == (16 if model.sees_everything else 0)
+    said = [step.token for step in stream(model, [prompt], [Steering()], sampling=Sampling(6), begun=begun)]
+    assert said == list(complete(model, [prompt], sampling=Sampling(6))[0].tokens)
