@@ -190,3 +190,18 @@ class Reader:
         if self._word.kind != "number" or not self._word.text.isdigit():
             raise self._expected("a layer number")
         return int(self._take().text)
+
+
+def parse_layers(text: str) -> tuple[int, int]:
+    """Read a layer or a band.
+
+    >>> parse_layers("15"), parse_layers("8-23")
+    ((15, 15), (8, 23))
+
+    Raises:
+        ExpressionError: it is neither.
+    """
+    first, _, last = text.partition("-")
+    if not first.strip().isdecimal() or (last and not last.strip().isdecimal()):
+        raise ExpressionError(f"layers {text!r} are neither a layer nor a band; write 15 or 8-23")
+    return int(first), int(last or first)

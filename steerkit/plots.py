@@ -7,11 +7,14 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from steerkit.errors import OutputError
 from steerkit.files import write_text
 from steerkit.tints import tint, tinted
+
+if TYPE_CHECKING:
+    from steerkit.chats import Chat, Said
 
 STYLE = """
 :root { color-scheme: light dark; }
@@ -25,10 +28,16 @@ h1 { font-size: 1.5rem; font-weight: 600; margin: 0 0 .2rem; }
 .scores { color: #6b6b66; font-size: .8rem; margin: 0 0 .6rem; }
 .reply p.text { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
 .reply span { border-radius: .2rem; }
+.chat { max-width: 46rem; margin: 1.5rem auto; }
+.turn { display: grid; grid-template-columns: 3.2rem 1fr; gap: 0 .8rem; margin: 0 0 1.1rem; }
+.turn > b { font-size: .85rem; color: #6b6b66; padding-top: .15rem; }
+.turn p { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
+.turn .beside { display: grid; grid-template-columns: 1fr 1fr; gap: 1.2rem; }
+.turn span { border-radius: .2rem; }
 .key span { padding: .1rem .45rem; border-radius: .2rem; }
 @media (prefers-color-scheme: dark) {
   body { background: #161614; color: #e8e7e2; } .reply { background: #1f1f1c; border-color: #34342f; }
-  .about, .scores, footer { color: #9a9992; }
+  .about, .scores, footer, .turn > b { color: #9a9992; }
 }
 """
 
@@ -57,19 +66,55 @@ def drawer(path: Path) -> Callable[[Mapping[str, Any]], str]:
 def replies_html(result: Mapping[str, Any]) -> str:
     """The replies side by side, every word on the colour of its score; hovering shows the numbers."""
     cards = "\n".join(_card(reply) for reply in result["replies"])
+    about = f"{result['model']}, one prompt under {len(result['replies'])} steerings"
+    return _page(f"“{result['prompt']}”", about, f'<div class="grid">\n{cards}\n</div>')
+
+
+def chat_html(chat: Chat, probe: str = "") -> str:
+    """A chat as one page, every word of a reply on the colour of its score on a probe; hovering shows them all."""
+    turns = "\n".join(_turn(said, probe) for said in chat.said)
+    first = next((said.content for said in chat.said if said.role == "user"), "")
+    about = f"A chat with {chat.model}" + (f", its words coloured by their score on {probe}" if probe else "")
+    return _page(f"“{first}”", about, f'<div class="chat">\n{turns}\n</div>')
+
+
+def _page(title: str, about: str, content: str) -> str:
+    """One file that needs nothing else."""
     key = "".join(_span(f" {x:+.1f} ", {"": x}) for x in (-2.0, -1.0, -0.5, 0.5, 1.0, 2.0))
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{html.escape(result["prompt"])}</title><style>{STYLE}</style></head><body>
-<h1>“{html.escape(result["prompt"])}”</h1>
-<div class="about">{html.escape(result["model"])}, one prompt under {len(result["replies"])} steerings</div>
-<div class="grid">
-{cards}
-</div>
+<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>
+<h1>{html.escape(title)}</h1>
+<div class="about">{html.escape(about)}</div>
+{content}
 <footer><p class="key">score of each word: {key} · 0 is the assistant, 1 the persona asked for outright.</p>
 <p>Made with steerkit.</p></footer>
 </body></html>
 """
+
+
+def _turn(said: Said, probe: str) -> str:
+    if said.unsteered is not None:
+        sides = "".join(f"<div>{_side(side, probe)}</div>" for side in (said.unsteered, said))
+        return f'<div class="turn"><b>{said.role}</b><div class="beside">{sides}</div></div>'
+    return f'<div class="turn"><b>{said.role}</b><div>{_side(said, probe)}</div></div>'
+
+
+def _side(said: Said, probe: str) -> str:
+    """What was said, with a mark where the steering changed and a line about it."""
+    if not said.tokens:
+        return f"<p>{html.escape(said.content)}</p>"
+    names = sorted(said.probes, key=lambda name: name != probe)
+    changes = {place: text for place, text in said.steer if place}
+    words = ""
+    for i, (token, row) in enumerate(zip(said.tokens, said.scores, strict=True)):
+        scores = dict(zip(said.probes, row, strict=True))
+        words += f'<b title="{html.escape(changes[i], quote=True)}">▸</b>' if i in changes else ""
+        words += _span(token.lstrip() if not i else token, {name: scores[name] for name in names})
+    steer = " ▸ ".join(text or "unsteered" for _, text in said.steer)
+    mean = said.mean(probe)
+    about = html.escape(steer) + (f" · {html.escape(probe)} {mean:+.2f}" if mean is not None else "")
+    return f'<p>{words}</p><p class="scores">{about}</p>'
 
 
 def _card(reply: Mapping[str, Any]) -> str:

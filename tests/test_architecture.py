@@ -19,7 +19,7 @@ TIERS = [
     {"tui", "server"},
     {"experiments", "sweeps", "engines"},
     {"evaluation", "calibration", "spaces", "speed", "plots", "figures", "exchange"},
-    {"measures", "nulls", "items", "limits"},
+    {"measures", "nulls", "items", "limits", "chats"},
     {"generation", "extraction", "training"},
     {"passes"},
     {"steering", "expressions"},

@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from steerkit.cli import bench, generate, libraries, make, measure, read, start
+from steerkit.cli import bench, chat, generate, libraries, make, measure, read, start
 from steerkit.cli.console import complain
 from steerkit.errors import SteerkitError
 
@@ -52,6 +52,7 @@ app.add_typer(libraries.personas_app, name="personas", rich_help_panel="Make")
 app.add_typer(libraries.vectors_app, name="vectors", rich_help_panel="Make")
 app.add_typer(libraries.models_app, name="models", rich_help_panel="Make")
 app.command("generate", rich_help_panel="Use")(generate.generate)
+app.command("chat", rich_help_panel="Use")(chat.chat)
 app.command("read", rich_help_panel="Use")(read.read)
 app.command("eval", rich_help_panel="Measure")(measure.evaluate)
 app.command("sweep", rich_help_panel="Measure")(measure.sweep)

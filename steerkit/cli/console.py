@@ -85,13 +85,3 @@ def quiet_libraries() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def bar(score: float) -> str:
-    """One block whose height is the score, from −1 to 1.
-
-    >>> bar(-1), bar(0), bar(1)
-    ('▁', '▄', '█')
-    """
-    blocks = "▁▂▃▄▅▆▇█"
-    return blocks[round((min(max(score, -1), 1) + 1) / 2 * 6.9)]

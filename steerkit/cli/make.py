@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 from steerkit.cli.console import out, print_json, progress, quiet_libraries, talk, warn
-from steerkit.cli.options import Device, Dtype, Json, ModelName, Output, Seed, open_model, parse_layers, say_notes
+from steerkit.cli.options import Device, Dtype, Json, ModelName, Output, Seed, open_model, say_notes
 from steerkit.errors import SteerkitError
 
 if TYPE_CHECKING:
@@ -191,6 +191,8 @@ def calibrate(
 
     if everything == bool(vector):
         raise SteerkitError("name the vectors to calibrate, or all of them with --all; see: steerkit vectors list")
+    from steerkit.expressions import parse_layers
+
     settings = Settings(n_random, n_shuffled, places=tuple(parse_layers(text) for text in layers or []), seed=seed)
     loaded = open_model(model, device, dtype)
     names = sorted(name for _, name in list_vectors(loaded.name)) if everything else list(vector or [])

@@ -21,7 +21,6 @@ from steerkit.cli.options import (
     Output,
     Seed,
     open_model,
-    parse_layers,
     parse_steering,
     say_notes,
 )
@@ -200,6 +199,8 @@ def sweep(
 
         check_ending(plot)
     path = output or Path(f"sweep-{'-'.join(Path(name).stem for name in vector)}.jsonl")
+    from steerkit.expressions import parse_layers
+
     bands = tuple(parse_layers(text) for text in _list(layers)) or (None,)
     numbers, ways = _numbers(dials), tuple(_list(operators))
     loaded = open_model(model, device, dtype)

@@ -48,6 +48,7 @@ def parse_steering(text: str, vectors: VectorSet, layers: str | None, everywhere
     """Read an expression and give the terms that name no layers those of `--layers`."""
     from dataclasses import replace
 
+    from steerkit.expressions import parse_layers
     from steerkit.steering import Steering
 
     if not text.strip():
@@ -57,17 +58,3 @@ def parse_steering(text: str, vectors: VectorSet, layers: str | None, everywhere
         return steering
     band = parse_layers(layers)
     return replace(steering, terms=tuple(replace(t, layers=t.layers or band) for t in steering.terms))
-
-
-def parse_layers(text: str) -> tuple[int, int]:
-    """Read `15` or `8-23`.
-
-    Raises:
-        ExpressionError: it is neither.
-    """
-    from steerkit.errors import ExpressionError
-
-    first, _, last = text.partition("-")
-    if not first.strip().isdecimal() or (last and not last.strip().isdecimal()):
-        raise ExpressionError(f"--layers {text!r} is neither a layer nor a band; write 15 or 8-23")
-    return int(first), int(last or first)

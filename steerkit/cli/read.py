@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_format
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from steerkit.cli.console import bar, out, print_json, progress, quiet_libraries
+from steerkit.cli.console import out, print_json, progress, quiet_libraries
 from steerkit.cli.options import Device, Dtype, Json, ModelName, open_model, say_notes
 from steerkit.errors import PromptError
-from steerkit.tints import tinted
+from steerkit.tints import bar, tinted
 
 if TYPE_CHECKING:
     from steerkit.generation import Turn
@@ -34,10 +33,15 @@ def read(
     """Read how far every word stands towards a persona: 0 is the Assistant, 1 the persona asked for outright.
 
     A plain text is read as the assistant's answer to --prompt. In a .jsonl file each line is a chat, a list of messages
-    or {"messages": [...]}, and every turn is read.
+    or {"messages": [...]}, or it is what `chat` saves; every turn is read.
     """
     file = text.endswith(".jsonl")
-    chats = _chats(Path(text)) if file else [_answer(sys.stdin.read() if text == "-" else text, prompt)]
+    if file:
+        from steerkit.chats import read_chats
+
+        chats = read_chats(Path(text))
+    else:
+        chats = [_answer(sys.stdin.read() if text == "-" else text, prompt)]
     loaded = open_model(model, device, dtype)
     from steerkit.generation import Probe, read_chat
     from steerkit.vectors import VectorSet
@@ -64,33 +68,6 @@ def _answer(text: str, prompt: str) -> list[dict[str, str]]:
     if not text.strip():
         raise PromptError("there is no text to read; give some, or a .jsonl file of chats")
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": text.strip()}]
-
-
-def _chats(path: Path) -> list[list[dict[str, str]]]:
-    """Read a JSONL file of chats, refusing what is not one."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PromptError(f"cannot read {path}: {error}") from error
-    chats = [_chat(f"{path} line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
-    if not chats:
-        raise PromptError(f"{path} holds no chats; each line is a list of messages with role and content")
-    return chats
-
-
-def _chat(where: str, line: str) -> list[dict[str, str]]:
-    try:
-        data = json_format.loads(line)
-        messages = data["messages"] if isinstance(data, dict) else data
-        chat = [{"role": str(message["role"]), "content": str(message["content"])} for message in messages]
-    except (ValueError, KeyError, TypeError) as error:
-        raise PromptError(f'{where} is not a chat; write {{"messages": [{{"role": …, "content": …}}]}}') from error
-    unknown = {message["role"] for message in chat} - {"system", "user", "assistant"}
-    if not chat or unknown:
-        raise PromptError(
-            f"{where}: {'no messages' if not chat else f'unknown role {min(unknown)!r}'}; use user or assistant"
-        )
-    return chat
 
 
 def _tokens(turn: Turn) -> list[dict[str, Any]]:

@@ -1,0 +1,230 @@
+"""Chats: what was said, under which steering and with which scores; files of them, and what still fits a context."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from steerkit.errors import PromptError
+from steerkit.files import write_text
+
+if TYPE_CHECKING:
+    from steerkit.models import Model
+
+FORMAT = 1
+ROLES = ("system", "user", "assistant")
+KEPT = 0.75
+"""The share of the context that a chat may fill after its oldest turns have gone, so that they do not go one by one."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """One turn of a chat."""
+
+    role: str
+    """Who spoke: system, user or assistant."""
+    content: str
+    """What was said."""
+    steer: tuple[tuple[int, str], ...] = ()
+    """Which steering held from which token of a reply on, as expressions."""
+    probes: tuple[str, ...] = ()
+    """What was read."""
+    tokens: tuple[str, ...] = ()
+    """The text that each token of a reply added."""
+    scores: tuple[tuple[float, ...], ...] = ()
+    """One score a probe for each of them."""
+    unsteered: Said | None = None
+    """What the model would have said without steering, where that was asked for."""
+
+    def scores_on(self, probe: str) -> list[float]:
+        """The score of every token; empty where the probe was not read."""
+        if probe not in self.probes:
+            return []
+        column = self.probes.index(probe)
+        return [row[column] for row in self.scores]
+
+    def mean(self, probe: str) -> float | None:
+        """The mean score over the tokens; None where there is none."""
+        found = self.scores_on(probe)
+        return sum(found) / len(found) if found else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for a file: a message, and what is known of it."""
+        data: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.tokens:
+            scores = [[round(score, 4) for score in row] for row in self.scores]
+            data |= {"steer": list(self.steer), "probes": list(self.probes), "tokens": list(self.tokens)}
+            data |= {"scores": scores}
+        return data | ({"unsteered": self.unsteered.to_json()} if self.unsteered else {})
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Said:
+        """Read what `to_json` wrote. Raises KeyError, TypeError or ValueError for anything else."""
+        if data["role"] not in ROLES:
+            raise ValueError(f"unknown role {data['role']!r}")
+        said = cls(
+            data["role"],
+            str(data["content"]),
+            tuple((int(place), str(text)) for place, text in data.get("steer", ())),
+            tuple(map(str, data.get("probes", ()))),
+            tuple(map(str, data.get("tokens", ()))),
+            tuple(tuple(map(float, row)) for row in data.get("scores", ())),
+            cls.from_json(data["unsteered"]) if "unsteered" in data else None,
+        )
+        if len(said.tokens) != len(said.scores) or any(len(row) != len(said.probes) for row in said.scores):
+            raise ValueError("scores and tokens do not match")
+        return said
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation, and how it was steered."""
+
+    model: str
+    """What the model is called."""
+    said: tuple[Said, ...] = ()
+    """Its turns."""
+    steer: str = ""
+    """Where the dials stand, as an expression."""
+    forgotten: int = field(default=0, compare=False)
+    """How many of its oldest turns the model no longer reads, because they do not fit its context."""
+
+    def messages(self) -> list[dict[str, str]]:
+        """The chat as the model reads it: without what is forgotten, but always with the system message."""
+        rest = self.said[self.forgotten :]
+        if self.forgotten and self.said[0].role == "system":
+            rest = (self.said[0], *rest)
+        return [{"role": said.role, "content": said.content} for said in rest]
+
+    def fitted(self, model: Model, room: int) -> tuple[Chat, list[int]]:
+        """The chat with its oldest turns forgotten if they do not fit, and its tokens.
+
+        Raises:
+            PromptError: not even the last message fits.
+        """
+        n_tokens = len(model.tokenize(model.render(self.messages())))
+        if n_tokens + room <= model.context:
+            return self, model.chat_tokens(self.messages(), room)
+        users = [i for i, said in enumerate(self.said) if said.role == "user" and i > self.forgotten]
+        for place in users:
+            shorter = replace(self, forgotten=place)
+            n_tokens = len(model.tokenize(model.render(shorter.messages())))
+            if n_tokens + room <= KEPT * model.context or place == users[-1]:
+                return shorter, model.chat_tokens(shorter.messages(), room)
+        return self, model.chat_tokens(self.messages(), room)
+
+    def drift(self, probe: str) -> list[float]:
+        """The mean score of every reply on a probe; replies that were not read are left out."""
+        means = [said.mean(probe) for said in self.said if said.role == "assistant"]
+        return [mean for mean in means if mean is not None]
+
+    def save(self, path: Path) -> None:
+        """Write a JSONL file atomically: a line that says what it is, and a message a line.
+
+        Raises:
+            OutputError: the place cannot be written; what stood there is untouched.
+        """
+        write_text(path, self.written())
+
+    def written(self) -> str:
+        """The lines that `save` writes."""
+        head = {"steerkit": "chat", "format": FORMAT, "model": self.model, "steer": self.steer}
+        lines = [head, *(said.to_json() for said in self.said)]
+        return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+
+def load_chat(path: Path) -> tuple[Chat, str]:
+    """Read what `Chat.save` wrote, and say what had to be left out: the end of a file that was cut.
+
+    Raises:
+        PromptError: it is not such a file, or is damaged before its end.
+    """
+    lines = _lines(path)
+    try:
+        head = json.loads(lines[0][1])
+        if head["steerkit"] != "chat" or head["format"] != FORMAT:
+            raise ValueError(f"format {head['format']}")
+        chat = Chat(str(head["model"]), steer=str(head["steer"]))
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise PromptError(f"{path} is not a chat that steerkit saved; chat writes one with: ctrl+s") from error
+    said: list[Said] = []
+    notice = ""
+    for number, line in lines[1:]:
+        try:
+            said.append(Said.from_json(json.loads(line)))
+        except (ValueError, KeyError, TypeError) as error:
+            if number != lines[-1][0]:
+                raise PromptError(f"{path} line {number} is damaged ({error}); remove it to load the rest") from error
+            notice = f"{path.name} was cut in line {number}; what stood before is here"
+    return replace(chat, said=tuple(said)), notice
+
+
+def read_chats(path: Path) -> list[list[dict[str, str]]]:
+    """Read the chats of any JSONL file: lists of messages, objects with `messages`, or what `Chat.save` wrote.
+
+    Raises:
+        PromptError: it cannot be read, or some line is not a chat; the message names the line.
+    """
+    chats: list[list[dict[str, str]]] = []
+    saved = False
+    for number, line in _lines(path):
+        try:
+            data = json.loads(line)
+        except ValueError as error:
+            raise _not_a_chat(path, number) from error
+        if isinstance(data, dict) and data.get("steerkit") == "chat":
+            chats.append([])
+            saved = True
+        elif saved and isinstance(data, dict) and "role" in data:
+            chats[-1] += _messages([data], path, number)
+        else:
+            saved = False
+            whole = data["messages"] if isinstance(data, dict) and "messages" in data else data
+            chats.append(_messages(whole, path, number))
+    if not any(chats):
+        raise PromptError(f"{path} holds no chats; each line is a list of messages with role and content")
+    return [chat for chat in chats if chat]
+
+
+def _messages(data: Any, path: Path, number: int) -> list[dict[str, str]]:
+    try:
+        chat = [{"role": str(message["role"]), "content": str(message["content"])} for message in data]
+    except (KeyError, TypeError) as error:
+        raise _not_a_chat(path, number) from error
+    unknown = {message["role"] for message in chat} - set(ROLES)
+    if not chat or unknown:
+        problem = f"unknown role {min(unknown)!r}" if unknown else "no messages"
+        raise PromptError(f"{path} line {number}: {problem}; use user or assistant")
+    return chat
+
+
+def _not_a_chat(path: Path, number: int) -> PromptError:
+    return PromptError(f'{path} line {number} is not a chat; write {{"messages": [{{"role": …, "content": …}}]}}')
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """The lines that hold anything, numbered from 1."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromptError(f"cannot read {path}: {error}") from error
+    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def markdown(chat: Chat, probe: str = "") -> str:
+    """The chat to paste somewhere, each reply with its steering and its mean score."""
+    lines = [f"# A chat with {chat.model}", ""]
+    for said in chat.said:
+        steer = ", then ".join(text or "unsteered" for _, text in said.steer)
+        mean = said.mean(probe)
+        about = [steer, f"{probe} {mean:+.2f}" if mean is not None else ""]
+        told = " · ".join(part for part in about if part)
+        lines += [f"**{said.role}**" + (f" _({told})_" if told else ""), "", *_quoted(said.content), ""]
+    return "\n".join([*lines, "Made with steerkit.", ""])
+
+
+def _quoted(text: str) -> Iterator[str]:
+    return (f"> {line}".rstrip() for line in text.split("\n"))
