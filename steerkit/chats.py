@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,10 +47,11 @@ class Said:
         column = self.probes.index(probe)
         return [row[column] for row in self.scores]
 
-    def mean(self, probe: str) -> float | None:
-        """The mean score over the tokens; None where there is none."""
-        found = self.scores_on(probe)
-        return sum(found) / len(found) if found else None
+    @cached_property
+    def means(self) -> dict[str, float]:
+        """The mean score of each probe over the tokens."""
+        columns = zip(self.probes, zip(*self.scores, strict=True), strict=True) if self.scores else ()
+        return {name: sum(column) / len(column) for name, column in columns}
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a file: a message, and what is known of it."""
@@ -118,8 +120,7 @@ class Chat:
 
     def drift(self, probe: str) -> list[float]:
         """The mean score of every reply on a probe; replies that were not read are left out."""
-        means = [said.mean(probe) for said in self.said if said.role == "assistant"]
-        return [mean for mean in means if mean is not None]
+        return [said.means[probe] for said in self.said if probe in said.means]
 
     def save(self, path: Path) -> None:
         """Write a JSONL file atomically: a line that says what it is, and a message a line.
@@ -219,8 +220,7 @@ def markdown(chat: Chat, probe: str = "") -> str:
     lines = [f"# A chat with {chat.model}", ""]
     for said in chat.said:
         steer = ", then ".join(text or "unsteered" for _, text in said.steer)
-        mean = said.mean(probe)
-        about = [steer, f"{probe} {mean:+.2f}" if mean is not None else ""]
+        about = [steer, f"{probe} {said.means[probe]:+.2f}" if probe in said.means else ""]
         told = " · ".join(part for part in about if part)
         lines += [f"**{said.role}**" + (f" _({told})_" if told else ""), "", *_quoted(said.content), ""]
     return "\n".join([*lines, "Made with steerkit.", ""])

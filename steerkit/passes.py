@@ -6,7 +6,6 @@ steering. Each stretch that is shared is one row of its own pass, and rows part 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -65,7 +64,8 @@ STRETCH = 256
 class Recall:
     """What a model has read of a text that keeps growing, such as a chat, so that nothing is read twice.
 
-    Only the longest beginning that the next text has in common with the last one is kept.
+    There is one cache. A reply is written behind the text in it, and forgotten when the next text is read, because it
+    was steered and the next time it is only read. Of the text the beginning stays that the next one has in common.
     """
 
     def __init__(self, model: Model) -> None:
@@ -83,10 +83,11 @@ class Recall:
         """
         wanted = list(prompt[:-1])
         shared = _common(wanted, self._tokens) if self._can_forget else 0
-        if not shared:
+        if shared:
+            self._cache.batch_select_indices(torch.zeros(1, dtype=torch.long, device=self._model.device))
+            self._cache.crop(shared - self._cache.get_seq_length())
+        else:
             self._cache = None
-        elif shared < len(self._tokens):
-            self._cache.crop(shared - len(self._tokens))
         self._tokens = wanted[:shared]
         while len(self._tokens) < len(wanted):
             progress(len(self._tokens), len(wanted))
@@ -95,12 +96,9 @@ class Recall:
             mask = torch.ones(1, len(self._tokens) + len(stretch), dtype=torch.long, device=self._model.device)
             _, self._cache = self._model.forward(tokens, mask, self._cache, keep=0)
             self._tokens += stretch
-        cache = None
         if self._cache is not None:
-            # The reply is written behind a copy, because it is steered and what is kept is not.
-            cache = copy.deepcopy(self._cache)
-            cache.batch_select_indices(torch.zeros(n_rows, dtype=torch.long, device=self._model.device))
-        return cache, torch.ones(n_rows, len(wanted), dtype=torch.long, device=self._model.device)
+            self._cache.batch_select_indices(torch.zeros(n_rows, dtype=torch.long, device=self._model.device))
+        return self._cache, torch.ones(n_rows, len(wanted), dtype=torch.long, device=self._model.device)
 
     @property
     def _can_forget(self) -> bool:

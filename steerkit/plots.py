@@ -112,8 +112,7 @@ def _side(said: Said, probe: str) -> str:
         words += f'<b title="{html.escape(changes[i], quote=True)}">▸</b>' if i in changes else ""
         words += _span(token.lstrip() if not i else token, {name: scores[name] for name in names})
     steer = " ▸ ".join(text or "unsteered" for _, text in said.steer)
-    mean = said.mean(probe)
-    about = html.escape(steer) + (f" · {html.escape(probe)} {mean:+.2f}" if mean is not None else "")
+    about = html.escape(steer) + (f" · {html.escape(probe)} {said.means[probe]:+.2f}" if probe in said.means else "")
     return f'<p>{words}</p><p class="scores">{about}</p>'
 
 

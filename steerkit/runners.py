@@ -72,6 +72,10 @@ class Cache:
                     store.append(grown)
         return self.keys[l], self.values[l]
 
+    def get_seq_length(self) -> int:
+        """How many places are filled; Hugging Face's caches call it so."""
+        return self.length
+
     def crop(self, places: int) -> None:
         """Forget the last places; as Hugging Face's caches have it, their number is negative."""
         self.length += places

@@ -24,7 +24,7 @@ class DialView(Widget, can_focus=True):
     """One dial: its name and value, and a track with the limit drawn on it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("left,h", f"turn(-{COARSE})", "turn", show=False),
+        Binding("left", f"turn(-{COARSE})", "turn", show=False),
         Binding("right", f"turn({COARSE})", "turn", show=False),
         Binding("shift+left", f"turn(-{FINE})", "finely", show=False),
         Binding("shift+right", f"turn({FINE})", "finely", show=False),
@@ -146,7 +146,7 @@ def track(dial: Dial, width: int) -> Text:
 
     >>> from types import SimpleNamespace as Like
     >>> track(Like(reach=2.0, limits=(-1.0, 1.0), value=0.5, rests=False, past_limit=False), 17).plain
-    '▒▒▒▒────┼─●──▒▒▒▒'
+    '▒▒▒▒────┼━●──▒▒▒▒'
     """
     half = max((width - 1) / 2, 1)
     low, high = dial.limits or (float("-inf"), float("inf"))
@@ -199,7 +199,7 @@ class Readings(Widget):
 
 
 def _reading(name: str, score: float | None, width: int, chosen: bool) -> Text:
-    room = max(width - 19, 4)
+    room = max(width - 20, 4)
     value = "   –  " if score is None else f"{score:+.2f} "
     label = Text(f"{name[:11]:<12}", "bold" if chosen else "")
     half = room // 2

@@ -160,7 +160,8 @@ class AskPersona(Asking):
     def _fill(self, text: str) -> None:
         words = text.lower().split()
         fits = [c for c in self._choices if all(word in f"{c.name} {c.summary}".lower() for word in words)]
-        fits.sort(key=lambda choice: not choice.name.startswith(words[0]) if words else False)
+        if words:
+            fits.sort(key=lambda choice: (not choice.name.startswith(words[0]), words[0] not in choice.name))
         options = self.query_one(OptionList)
         options.clear_options()
         options.add_options([Option(_choice(choice), id=choice.name) for choice in fits])
@@ -169,10 +170,9 @@ class AskPersona(Asking):
 
 
 def _choice(choice: Choice) -> Text:
-    note = "" if choice.ready else "  no vector yet; enter makes it"
-    return Text.assemble(
-        (f"{choice.name:<20}", "bold" if choice.ready else "dim"), choice.summary, (note, "dim italic")
-    )
+    name = (f"{choice.name:<20}", "bold" if choice.ready else "dim")
+    told = choice.summary if choice.ready else ("no vector yet; enter makes it", "dim italic")
+    return Text.assemble(name, told, no_wrap=True, overflow="ellipsis")
 
 
 class Help(Asking):

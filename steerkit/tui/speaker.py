@@ -103,6 +103,7 @@ class Speaker:
         """What steers from the next token on."""
         self.events: deque[Event] = deque()
         """What has happened since somebody last looked."""
+        self._recall: Recall | None = None
         self._load = load
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stop = threading.Event()
@@ -139,6 +140,7 @@ class Speaker:
                 self.events.append(Failed(str(error), fatal=not hasattr(self, "model")))
             except Exception as error:
                 # A full memory, a broken driver: whatever it is, the conversation must outlive it.
+                self._recall = Recall(self.model) if hasattr(self, "model") else None
                 kind = type(error).__name__
                 self.events.append(Failed(f"{kind}: {error}", fatal=not hasattr(self, "model")))
 
@@ -161,6 +163,7 @@ class Speaker:
         fitted, prompt = chat.fitted(self.model, sampling.max_tokens)
         self.events.append(Began(fitted))
         n_rows = 2 if compare else 1
+        assert self._recall is not None
         begun = self._recall.prefill(prompt, n_rows, lambda done, total: self._tell("read", done, total))
         held: list[Steering] = []
 

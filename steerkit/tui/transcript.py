@@ -12,7 +12,6 @@ from rich.style import Style
 from rich.text import Text
 from textual.binding import Binding, BindingType
 from textual.geometry import Size
-from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
@@ -37,9 +36,6 @@ class Transcript(ScrollView, can_focus=True):
         Binding("home", "scroll_home", show=False),
         Binding("end", "leave", show=False),
     ]
-
-    class Chosen(Message):
-        """Another turn was chosen."""
 
     def __init__(self, **named: Any) -> None:
         super().__init__(**named)
@@ -104,14 +100,12 @@ class Transcript(ScrollView, can_focus=True):
         self.chosen = min(max(now + by, 0), len(self.said) - 1)
         self.redraw()
         self.scroll_to(y=max(self._starts[self.chosen] - 1, 0), animate=False)
-        self.post_message(self.Chosen())
 
     def action_leave(self) -> None:
         """Choose no turn and go to the end."""
         self.chosen = None
         self.redraw()
         self.scroll_end(animate=False)
-        self.post_message(self.Chosen())
 
     def _block(self, said: Said, width: int, dark: bool, chosen: bool, forgotten: bool) -> list[Strip]:
         """One turn as lines: who, what, and for a reply how it was steered and how it scored."""
@@ -167,8 +161,8 @@ def _about(said: Said, probe: str) -> Text:
         return Text()
     steer = " ▸ ".join(text or "unsteered" for _, text in said.steer[-3:]) or "unsteered"
     more = "… ▸ " if len(said.steer) > 3 else ""
-    mean = said.mean(probe)
-    read = f"  {bar(mean)} {probe} {mean:+.2f}" if mean is not None else ""
+    mean = said.means.get(probe)
+    read = f"  {bar(mean)} {probe} {mean:+.2f}" if mean is not None else f"  {probe} was not read" if probe else ""
     return Text(f"{more}{steer}{read}", "dim")
 
 
