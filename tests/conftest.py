@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ install_import_hook(
 from steerkit.fingerprints import Fingerprint  # noqa: E402
 from steerkit.loading import load_model  # noqa: E402
 from steerkit.models import Model  # noqa: E402
-from steerkit.vectors import SteeringVector  # noqa: E402
+from steerkit.vectors import SteeringVector, vector_path  # noqa: E402
 
 CHAT = (
     "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
@@ -150,3 +152,43 @@ def no_cache(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[None]:
     """A cache that holds nothing."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     yield
+
+
+@pytest.fixture(scope="session")
+def talker(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A tiny model that never says a token without text, and so never ends."""
+    model = load_model(str(save_model(tmp_path_factory.mktemp("models") / "tiny")), device="cpu")
+    texts = [model.tokenizer.decode([token]) for token in range(model.original.config.vocab_size)]
+    silent = [not (text.isascii() and text.isprintable() and text.strip()) for text in texts]
+    with torch.no_grad():
+        model.original.lm_head.weight[torch.tensor(silent)] = 0.0
+    return model
+
+
+@pytest.fixture
+def plan(talker: Model, workplace: Path) -> Any:
+    """A plan beside whose chat three vectors lie, of which one is calibrated."""
+    from stage import LIMITS, new_plan
+
+    for seed, name in enumerate(("hal", "warmth", "pirate")):
+        vector = make_vector(name, talker.fingerprint, seed)
+        replace(vector, evidence=LIMITS if name == "hal" else {}).save(vector_path(name, talker.name))
+    return new_plan(talker, workplace)
+
+
+@pytest.fixture
+def play(plan: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Runs a script once the dials are there."""
+
+    from stage import staged
+
+    def run(script: Any, size: tuple[int, int] = (110, 30), ready: bool = True) -> None:
+        async def whole() -> None:
+            async with staged(plan, monkeypatch, size) as stage:
+                if ready:
+                    await stage.until(lambda: stage.session.reads or not plan.steer)
+                await script(stage)
+
+        asyncio.run(whole())
+
+    return run

@@ -1,10 +1,10 @@
-"""A chat application on the tiny model whose every token waits to be let through, driven by keys."""
+"""A chat application on a tiny model whose every token waits to be let through."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,18 @@ import pytest
 from textual.pilot import Pilot
 
 from steerkit.chats import Chat
-from steerkit.generation import Sampling, Step, stream
+from steerkit.generation import Sampling, Step, complete, stream
 from steerkit.models import Model
+from steerkit.steering import Steering
 from steerkit.tui.app import ChatApp
 from steerkit.tui.dials import DialView
 from steerkit.tui.session import Plan
+from steerkit.vectors import VectorSet
 
 PATIENCE = 20.0
+LIMITS = {"limit": 1.2, "limit_below": -0.8, "place": [1, 4], "thresholds": {"p75": 0.3, "p25": -0.3}}
+
+Script = Callable[["Stage"], Awaitable[None]]
 
 
 class Gate:
@@ -130,3 +135,14 @@ def saved(plan: Plan) -> Chat:
     from steerkit.chats import load_chat
 
     return load_chat(plan.kept)[0]
+
+
+def notices(stage: Stage) -> str:
+    return " / ".join(notice.message for notice in stage.app._notifications)
+
+
+def replies(model: Model, question: str, steer: str, n_tokens: int = 24) -> tuple[str, ...]:
+    """What `generate` says."""
+    prompt = model.chat_tokens([{"role": "user", "content": question}])
+    steering = Steering.parse(steer, VectorSet(model.fingerprint)) if steer else Steering()
+    return complete(model, [prompt], [steering], sampling=Sampling(n_tokens))[0].readout.tokens

@@ -199,9 +199,7 @@ def sweep(
 
         check_ending(plot)
     path = output or Path(f"sweep-{'-'.join(Path(name).stem for name in vector)}.jsonl")
-    from steerkit.expressions import parse_layers
-
-    bands = tuple(parse_layers(text) for text in _list(layers)) or (None,)
+    bands = _bands(layers)
     numbers, ways = _numbers(dials), tuple(_list(operators))
     loaded = open_model(model, device, dtype)
     found: list[dict[str, Any]] = []
@@ -225,6 +223,13 @@ def sweep(
 
         save_sweep(found, plot)
         talk().print(Text.assemble(("saved", "dim"), f"  {plot}"), soft_wrap=True)
+
+
+def _bands(text: str | None) -> tuple[tuple[int, int] | None, ...]:
+    """Layers and bands of a list; each vector's own place where there is none."""
+    from steerkit.expressions import parse_layers
+
+    return tuple(parse_layers(part) for part in _list(text)) or (None,)
 
 
 def _list(text: str) -> list[str]:

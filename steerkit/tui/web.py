@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +27,12 @@ class ChatServer(Server):
     async def on_startup(self, app: web.Application) -> None:  # noqa: ARG002
         """Say where it is."""
         self._say(f"the chat is at {self.public_url} — ctrl+c ends it")
+
+    async def handle_index(self, request: web.Request) -> Any:
+        """The page, without the font that it would fetch from elsewhere: nobody else is told that it was opened."""
+        page = await super().handle_index(request)
+        page.text = re.sub(r"<link[^>]*https?://[^>]*>", "", page.text)
+        return page
 
     async def handle_websocket(self, request: web.Request) -> web.WebSocketResponse:
         """Connect a browser to a process of its own."""
