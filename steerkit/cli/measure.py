@@ -229,7 +229,7 @@ def _bands(text: str | None) -> tuple[tuple[int, int] | None, ...]:
     """Layers and bands of a list; each vector's own place where there is none."""
     from steerkit.expressions import parse_layers
 
-    return tuple(parse_layers(part) for part in _list(text)) or (None,)
+    return tuple(parse_layers(part) for part in _list(text or "")) or (None,)
 
 
 def _list(text: str) -> list[str]:

@@ -31,7 +31,8 @@ class ChatServer(Server):
     async def handle_index(self, request: web.Request) -> Any:
         """The page, without the font that it would fetch from elsewhere: nobody else is told that it was opened."""
         page = await super().handle_index(request)
-        page.text = re.sub(r"<link[^>]*https?://[^>]*>", "", page.text)
+        assert isinstance(page, web.Response)  # What its template renders; its signature says less.
+        page.text = re.sub(r"<link[^>]*https?://[^>]*>", "", page.text or "")
         return page
 
     async def handle_websocket(self, request: web.Request) -> web.WebSocketResponse:
