@@ -91,8 +91,9 @@ def test_what_is_written_while_the_model_loads_is_answered_when_it_is_there(
         assert "loading the model" in stage.screen()
         assert stage.session.chat.said == ()
         arrived.set()
+        await stage.until(lambda: stage.session.busy)
         await stage.finish()
-        await stage.until(lambda: len(stage.session.chat.said) == 2)
+        assert [turn.role for turn in stage.session.chat.said] == ["user", "assistant"]
 
     play(script, ready=False)
 

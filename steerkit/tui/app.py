@@ -28,8 +28,10 @@ from steerkit.tui.screens import AskPersona, AskText, AskYes, Choice, Help
 from steerkit.tui.session import Plan, Session
 from steerkit.tui.transcript import Transcript
 
-FRAMES = 12
+FRAMES = 10
 """How often a second what was heard is drawn."""
+READINGS = 3
+"""At every how many of these frames numbers change."""
 SMALLEST = (60, 16)
 """Cells across and down below which nothing can be read."""
 NARROW = 90
@@ -67,6 +69,8 @@ class ChatApp(App[None]):
             self._filters[:] = [Colourless()]
         self.session = Session(plan, lambda text, severity: self.notify(text, severity=severity, timeout=8))  # type: ignore[arg-type]
         self._interrupted = 0.0
+        self._frame = 0
+        self._title = Text()
 
     def compose(self) -> ComposeResult:
         """Title, transcript and message on the left, dials on the right, keys at the bottom."""
@@ -97,17 +101,20 @@ class ChatApp(App[None]):
         self.screen.set_class(event.size.width < SMALLEST[0] or event.size.height < SMALLEST[1], "tiny")
         self.screen.set_class(event.size.width < NARROW, "narrow")
 
-    def draw(self) -> None:
-        """Everything that is not a dial."""
+    def draw(self, streaming: bool = False) -> None:
+        """Everything that is not a dial; while text streams, what one cannot read that fast is drawn less often."""
         session = self.session
         transcript = self.query_one(Transcript)
         transcript.probe = session.probe
         transcript.show(session.said, session.chat.forgotten)
-        self.query_one(Readings).show(session.readings(), session.probe, session.drift())
+        if not streaming or self._frame % READINGS == 0:
+            self.query_one(Readings).show(session.readings(), session.probe, session.drift())
         title = Text(" · ".join(part for part in (self.TITLE, session.chat.model, session.status) if part))
         for chip in ["compare"] * session.comparing + ["floor"] * session.desk.floor:
             title.append("  ").append(f" {chip} ", "reverse")
-        self.query_one("#title", Static).update(title)
+        if title != self._title:
+            self._title = title
+            self.query_one("#title", Static).update(title, layout=False)
 
     async def put(self, desk: Desk) -> None:
         """Another state of the dials. Views that are there already only change."""
@@ -144,7 +151,8 @@ class ChatApp(App[None]):
                 case say.Failed():
                     message = self.query_one("#message", Input)
                     message.value = message.value or self.session.unread()
-        self.draw()
+        self._frame += 1
+        self.draw(streaming=self.session.live is not None)
 
     async def _lay_out(self) -> None:
         """Make the dials of the command line, or offer to make the vectors that they lack."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -57,7 +56,10 @@ class Live:
     compare: bool
     replaces: tuple[Said, ...] = ()
     """What stood where it will stand, to go back to if nothing comes."""
-    started: float = field(default_factory=time.perf_counter)
+    first: float = 0.0
+    """When its first token came, by the speaker's clock."""
+    last: float = 0.0
+    """When its latest token came."""
     heard: list[say.Heard] = field(default_factory=list)
     beside: list[say.Heard] = field(default_factory=list)
     steer: list[tuple[int, str]] = field(default_factory=list)
@@ -69,8 +71,8 @@ class Live:
 
     @property
     def speed(self) -> float:
-        """Tokens a second, of one row."""
-        return len(self.heard) / max(time.perf_counter() - self.started, 1e-6)
+        """Tokens a second since the first one."""
+        return (len(self.heard) - 1) / max(self.last - self.first, 1e-6)
 
 
 def _said(heard: list[say.Heard], probes: tuple[str, ...], steer: tuple[tuple[int, str], ...]) -> Said:
@@ -135,6 +137,7 @@ class Session:
         match event:
             case say.Heard() if self.live is not None:
                 (self.live.beside if event.unsteered else self.live.heard).append(event)
+                self.live.first, self.live.last = self.live.first or event.at, event.at
                 self.status = f"{self.live.speed:.0f} tokens/s"
             case say.Turned(place, steer) if self.live is not None:
                 self.live.steer.append((place, steer))

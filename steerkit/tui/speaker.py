@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from steerkit.chats import Chat
@@ -62,6 +63,8 @@ class Heard:
     text: str
     scores: tuple[float, ...]
     unsteered: bool = False
+    at: float = field(default_factory=time.perf_counter)
+    """When."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
 from textual.binding import Binding, BindingType
-from textual.geometry import Size
+from textual.geometry import Region, Size
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
@@ -47,6 +47,7 @@ class Transcript(ScrollView, can_focus=True):
         self._blocks: list[list[Strip]] = []
         self._drawn: list[tuple[Any, ...]] = []
         self._starts: list[int] = []
+        self._ground = Style()
 
     def show(self, said: Sequence[Said], forgotten: int = 0) -> None:
         """Draw what is said; turns that have not changed are not drawn again."""
@@ -57,21 +58,33 @@ class Transcript(ScrollView, can_focus=True):
         dark = self.app.current_theme.dark
         at_end = self.scroll_offset.y >= self.max_scroll_y - 1
         blocks, drawn = [], []
+        first_new = len(self.said)
         for i, turn in enumerate(self.said):
             how = (turn, width, self.probe, self.plain, dark, i == self.chosen, i < forgotten)
             same = i < len(self._drawn) and self._drawn[i][0] is turn and self._drawn[i][1:] == how[1:]
             blocks.append(self._blocks[i] if same else self._block(turn, width, dark, i == self.chosen, i < forgotten))
             drawn.append(how)
+            first_new = first_new if same else min(first_new, i)
+        fewer = len(blocks) < len(self._blocks)
+        known = self._blocks[first_new] if first_new < len(self._blocks) else []
         self._blocks, self._drawn = blocks, drawn
         self._starts = []
         n_lines = 0
         for block in blocks:
             self._starts.append(n_lines)
             n_lines += len(block)
+        self._ground = self.rich_style
         self.virtual_size = Size(width, n_lines)
         if at_end and self.chosen is None:
             self.scroll_end(animate=False, immediate=True)
-        self.refresh()
+        if fewer:
+            self.refresh()
+        elif first_new < len(blocks):
+            # Only lines that are new; drawing all of them ten times a second would cost the model words.
+            pairs = enumerate(zip(known, blocks[first_new], strict=False))
+            alike = next((i for i, (old, new) in pairs if old != new), min(len(known), len(blocks[first_new])))
+            top = max(self._starts[first_new] + alike - self.scroll_offset.y, 0)
+            self.refresh(Region(0, top, self.size.width, max(self.size.height - top, 0)))
 
     def redraw(self) -> None:
         """Draw the same again, because something about how it looks has changed."""
@@ -85,7 +98,7 @@ class Transcript(ScrollView, can_focus=True):
         """One line of the screen."""
         line = y + self.scroll_offset.y
         width = self.size.width
-        base = self.rich_style
+        base = self._ground
         # The last block that begins at or before the line holds it.
         found = next((i for i in range(len(self._starts) - 1, -1, -1) if self._starts[i] <= line), None)
         if found is None or line - self._starts[found] >= len(self._blocks[found]):
