@@ -28,8 +28,12 @@ from steerkit.tui.screens import AskPersona, AskText, AskYes, Choice, Help
 from steerkit.tui.session import Plan, Session
 from steerkit.tui.transcript import Transcript
 
-FRAMES = 10
-"""How often a second what was heard is drawn."""
+FRAMES = 12
+"""How often a second what was heard is drawn, at most."""
+SLOWEST = 4
+"""How often at least."""
+SHARE = 0.03
+"""Of the time, how much drawing what is heard may take in between: the model waits meanwhile."""
 READINGS = 3
 """At every how many of these frames numbers change."""
 SMALLEST = (60, 16)
@@ -70,6 +74,7 @@ class ChatApp(App[None]):
         self.session = Session(plan, lambda text, severity: self.notify(text, severity=severity, timeout=8))  # type: ignore[arg-type]
         self._interrupted = 0.0
         self._frame = 0
+        self._drawn = (0.0, 0.0)
         self._title = Text()
 
     def compose(self) -> ComposeResult:
@@ -107,8 +112,9 @@ class ChatApp(App[None]):
         transcript = self.query_one(Transcript)
         transcript.probe = session.probe
         transcript.show(session.said, session.chat.forgotten)
-        if not streaming or self._frame % READINGS == 0:
-            self.query_one(Readings).show(session.readings(), session.probe, session.drift())
+        if streaming and self._frame % READINGS:
+            return
+        self.query_one(Readings).show(session.readings(), session.probe, session.drift())
         title = Text(" · ".join(part for part in (self.TITLE, session.chat.model, session.status) if part))
         for chip in ["compare"] * session.comparing + ["floor"] * session.desk.floor:
             title.append("  ").append(f" {chip} ", "reverse")
@@ -136,7 +142,7 @@ class ChatApp(App[None]):
 
     async def _listen(self) -> None:
         """Take what has happened since the last frame, and draw it once."""
-        if not self.session.speaker.events:
+        if not self.session.speaker.events or not self._due():
             return
         while self.session.speaker.events:
             event = self.session.speaker.events.popleft()
@@ -153,6 +159,15 @@ class ChatApp(App[None]):
                     message.value = message.value or self.session.unread()
         self._frame += 1
         self.draw(streaming=self.session.live is not None)
+
+    def _due(self) -> bool:
+        """Whether the latest frame has been paid for, so that a slow machine draws fewer of them."""
+        now, used = time.perf_counter(), time.thread_time()
+        waited, cost = now - self._drawn[0], used - self._drawn[1]
+        if self.session.live is not None and waited < 1 / SLOWEST and cost > SHARE * waited:
+            return False
+        self._drawn = now, used
+        return True
 
     async def _lay_out(self) -> None:
         """Make the dials of the command line, or offer to make the vectors that they lack."""

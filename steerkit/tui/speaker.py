@@ -6,6 +6,7 @@ steers is one frozen object that the screen replaces whenever it likes: the thre
 
 from __future__ import annotations
 
+import gc
 import queue
 import threading
 import time
@@ -152,6 +153,8 @@ class Speaker:
         self._recall = Recall(self.model)
         # What the first message would otherwise wait for.
         _ = self.model.fingerprint
+        # Libraries and weights stay. A collector that looks through them now and then stops every key for that long.
+        gc.freeze()
         self.events.append(Loaded(self.model))
 
     def _tell(self, what: str, done: int, total: int) -> None:
