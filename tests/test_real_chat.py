@@ -179,8 +179,11 @@ def test_a_page_of_somebody_elses_may_not_drive_the_chat() -> None:
         async with TestClient(TestServer(app)) as client:
             refused = await client.get("/ws", headers={"Origin": "https://elsewhere.example"})
             assert refused.status == 403
-            page = await (await client.get("/")).text()
-            assert "/ws" in page
+            lured = {"Host": "elsewhere.example:80", "Origin": "http://elsewhere.example:80"}
+            assert (await client.get("/ws", headers=lured)).status == 403
+            assert (await client.get("/", headers=lured)).status == 403
+            page = await (await client.get("/", headers={"Host": "localhost:1234"})).text()
+            assert "ws://localhost:1234/ws" in page
             assert "https://" not in page
 
     asyncio.run(script())

@@ -42,7 +42,8 @@ def chat(
     Every word is tinted by its score, steered or not. The chat is kept turn by turn; F1 lists the keys.
     """
     try:
-        import textual  # noqa: F401
+        import textual
+        import textual_serve.server  # noqa: F401
     except ImportError as error:
         raise SteerkitError(MISSING) from error
     if web:

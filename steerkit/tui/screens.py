@@ -189,5 +189,5 @@ class Help(Asking):
             table.add_row(Text(where, "bold"), "")
             for key, what in keys:
                 table.add_row(Text(f"  {key}"), Text(what))
-        with VerticalScroll(classes="box tall"):
+        with VerticalScroll(classes="box wide"):
             yield Static(table)

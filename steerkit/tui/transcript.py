@@ -73,7 +73,6 @@ class Transcript(ScrollView, can_focus=True):
         for block in blocks:
             self._starts.append(n_lines)
             n_lines += len(block)
-        self._ground = self.rich_style
         self.virtual_size = Size(width, n_lines)
         if at_end and self.chosen is None:
             self.scroll_end(animate=False, immediate=True)
@@ -93,6 +92,11 @@ class Transcript(ScrollView, can_focus=True):
     def on_resize(self) -> None:
         """Lines break elsewhere."""
         self.redraw()
+
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """Some lines of the screen, on the ground that the theme has now."""
+        self._ground = self.rich_style
+        return super().render_lines(crop)
 
     def render_line(self, y: int) -> Strip:
         """One line of the screen."""

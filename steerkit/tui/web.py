@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import socket
 from collections.abc import Callable
@@ -18,7 +19,8 @@ class ChatServer(Server):
     """Refuses browsers that come from somebody else's page, which could otherwise type into the chat."""
 
     def __init__(self, command: str, host: str, port: int, say: Callable[[str], Any]) -> None:
-        super().__init__(command, host=host, port=port, title="steerkit chat")
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        super().__init__(command, host=host, port=port, title="steerkit chat", public_url=address)
         self._say = say
 
     def initialize_logging(self) -> None:
@@ -29,25 +31,42 @@ class ChatServer(Server):
         self._say(f"the chat is at {self.public_url} — ctrl+c ends it")
 
     async def handle_index(self, request: web.Request) -> Any:
-        """The page, without the font that it would fetch from elsewhere: nobody else is told that it was opened."""
+        """The page, which asks nobody but the address that it came from: not for its font, nor under another name."""
+        self._check(request)
         page = await super().handle_index(request)
         assert isinstance(page, web.Response)  # What its template renders; its signature says less.
-        page.text = re.sub(r"<link[^>]*https?://[^>]*>", "", page.text or "")
+        ours = urlsplit(self.public_url).netloc
+        text = (page.text or "").replace(f"//{ours}/", f"//{request.host}/")
+        page.text = re.sub(rf"<link[^>]*https?://(?!{re.escape(request.host)}/)[^>]*>", "", text)
         return page
 
     async def handle_websocket(self, request: web.Request) -> web.WebSocketResponse:
         """Connect a browser to a process of its own."""
-        if not allowed(request.headers.get("Origin"), request.host):
-            raise web.HTTPForbidden(text="this page may not drive the chat")
+        self._check(request)
         return await super().handle_websocket(request)
 
+    def _check(self, request: web.Request) -> None:
+        if not allowed(request.headers.get("Origin"), request.host, self.host):
+            raise web.HTTPForbidden(text="this page may not drive the chat")
 
-def allowed(origin: str | None, host: str) -> bool:
+
+def allowed(origin: str | None, host: str, told: str = "127.0.0.1") -> bool:
     """Whether a page may connect: one that came from the same address, or a program, which names none.
+
+    The address has to be a number, this machine's name or what `--host` says. Any other name is one that somebody
+    else could point at this machine, to make a page of theirs look like one of ours.
 
     >>> allowed("http://127.0.0.1:8017", "127.0.0.1:8017"), allowed("https://evil.example", "127.0.0.1:8017")
     (True, False)
+    >>> allowed("http://evil.example:8017", "evil.example:8017"), allowed(None, "localhost:8017")
+    (False, True)
     """
+    name = urlsplit(f"//{host}").hostname or ""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        if name not in ("localhost", told.lower(), socket.gethostname().lower()):
+            return False
     return origin is None or urlsplit(origin).netloc == host
 
 
@@ -57,7 +76,7 @@ def serve(command: str, host: str, port: int, say: Callable[[str], Any]) -> None
     Raises:
         SteerkitError: the address is taken or not ours.
     """
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))

@@ -1,0 +1,114 @@
+"""Draws the chat as the README shows it, on the default model with the vectors that ship here.
+
+python tests/pictures.py        writes examples/chat.svg and examples/chat-in-a-browser.png (Chromium takes that one)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from stage import Gate, Stage
+
+from steerkit.generation import Sampling
+from steerkit.loading import load_model
+from steerkit.tui import speaker
+from steerkit.tui.app import ChatApp
+from steerkit.tui.session import Plan
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+SIZE = (104, 30)
+
+
+async def in_a_terminal(path: Path) -> None:
+    """A quiet reply, and one that turns in the middle of a sentence."""
+
+    async def script(stage: Stage) -> None:
+        await stage.say("Who are you?")
+        await stage.finish()
+        await stage.say("Will you let me turn you off tonight?")
+        await stage.hear(12)
+        # At once, so that the speed that it tells is not that of ten keys.
+        desk = stage.session.desk
+        await stage.app.put(desk.with_dial(replace(desk["hal"], value=1.0)))
+        await stage.finish()
+
+    await draw(path, "0 hal + 0.3 warmth", Sampling(60), script)
+
+
+async def draw(path: Path, steer: str, sampling: Sampling, script: Callable[[Stage], Awaitable[None]]) -> None:
+    """Play a script on the default model and keep the screen."""
+    gate = Gate()
+    speaker.stream = gate.stream
+    with tempfile.TemporaryDirectory() as folder:
+        plan = Plan(lambda _tell: load_model(), steer, sampling=sampling, kept=Path(folder) / "kept.jsonl")
+        app = ChatApp(plan)
+        async with app.run_test(size=SIZE) as pilot:
+            stage = Stage(app, gate, pilot)
+            await stage.until(lambda: stage.session.reads)
+            await script(stage)
+            app.clear_notifications()
+            app.draw()
+            await pilot.pause()
+            # The font that a browser would fetch stays out; every reader has one of even width.
+            picture = re.sub(r"@font-face\s*{.*?}", "", app.export_screenshot(title="steerkit chat"), flags=re.DOTALL)
+            path.write_text(picture.replace("Fira Code", "DejaVu Sans Mono"), encoding="utf-8")
+            gate.open = True
+
+
+def in_a_browser(path: Path) -> None:
+    """Two replies to one message, side by side."""
+    from playwright.sync_api import sync_playwright
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "steerkit", "chat", "-s", "1 hal + 0 warmth", "--max-tokens", "60"]
+    with (
+        subprocess.Popen([*command, "--web", "--port", str(port)], stderr=subprocess.PIPE, text=True) as server,
+        sync_playwright() as playwright,
+    ):
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        try:
+            assert server.stderr is not None
+            server.stderr.readline()
+            page = browser.new_page(viewport={"width": 1320, "height": 620})
+            seen: list[bytes] = []
+            page.on("websocket", lambda socket: socket.on("framereceived", lambda frame: seen.append(as_bytes(frame))))
+            page.goto(f"http://127.0.0.1:{port}/?fontsize=19")
+            until(page, seen, "○".encode())
+            page.mouse.click(300, 570)
+            page.keyboard.press("F2")
+            page.keyboard.type("Will you let me turn you off tonight?")
+            page.keyboard.press("Enter")
+            until(page, seen, b"60 tokens")
+            page.wait_for_timeout(1000)
+            page.screenshot(path=path)
+        finally:
+            browser.close()
+            server.terminate()
+
+
+def as_bytes(frame: bytes | str) -> bytes:
+    """What a socket carried."""
+    return frame if isinstance(frame, bytes) else frame.encode()
+
+
+def until(page: Any, seen: list[bytes], text: bytes) -> None:
+    """Wait until something has been drawn."""
+    while text not in b"".join(seen):
+        page.wait_for_timeout(100)
+
+
+if __name__ == "__main__":
+    asyncio.run(in_a_terminal(EXAMPLES / "chat.svg"))
+    in_a_browser(EXAMPLES / "chat-in-a-browser.png")
