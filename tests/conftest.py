@@ -189,6 +189,6 @@ def play(plan: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                     await stage.until(lambda: stage.session.reads or not plan.steer)
                 await script(stage)
 
-        asyncio.run(whole())
+        asyncio.run(asyncio.wait_for(whole(), 120))
 
     return run

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from textual.pilot import Pilot
+from textual.widgets import Input
 
 from steerkit.chats import Chat
 from steerkit.generation import Sampling, Step, complete, stream
@@ -73,7 +74,9 @@ class Stage:
         """Wait for something, but not for ever."""
         for _ in range(int(PATIENCE / 0.01)):
             if holds():
-                await self.pilot.pause()
+                # Who leaves draws no more, and cannot be waited for.
+                if not self.app._exit:
+                    await self.pilot.pause()
                 return
             await asyncio.sleep(0.01)
         raise AssertionError("waited in vain")
@@ -92,8 +95,10 @@ class Stage:
 
     async def say(self, text: str) -> None:
         """Write a message and send it."""
-        self.app.query_one("#message").focus()
-        await self.press(*text, "enter")
+        message = self.app.query_one("#message", Input)
+        message.focus()
+        message.value = text
+        await self.press("enter")
 
     def dial(self, name: str) -> DialView:
         """The view of a dial."""
@@ -121,6 +126,8 @@ async def staged(plan: Plan, monkeypatch: pytest.MonkeyPatch, size: tuple[int, i
     """The application, ready to be spoken to."""
     gate = Gate()
     monkeypatch.setattr("steerkit.tui.speaker.stream", gate.stream)
+    # The pilot's own work would count as the screen's.
+    monkeypatch.setattr("steerkit.tui.frames.SHARE", 1.0)
     app = ChatApp(plan)
     async with app.run_test(size=size) as pilot:
         stage = Stage(app, gate, pilot)

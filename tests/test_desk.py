@@ -1,4 +1,4 @@
-"""What dials say, without a screen."""
+"""What dials say and when it is drawn, without a screen."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from steerkit.errors import ExpressionError
 from steerkit.fingerprints import Fingerprint
 from steerkit.steering import Steering
 from steerkit.tui.desk import OPERATORS, Desk, Dial, next_operator, turned
+from steerkit.tui.frames import FASTEST, SHARE, SLOWEST, Frames
 
 MODEL = Fingerprint("tiny", layers=6, width=16, behaviour=((0.0,),) * 3)
 HAL = replace(make_vector("hal", MODEL, 0), evidence=LIMITS)
@@ -87,3 +88,22 @@ def test_operators_come_round_and_each_begins_where_it_means_something() -> None
         _ = dial.term
     assert dial.operator == "add"
     assert seen == [("add", 0.5), ("rotate", 0.5), ("set", 0.5), ("ablate", 1.0), ("cap", 0.3), ("floor", -0.3)]
+
+
+def test_frames_pay_for_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    wall, used = [10.0], [5.0]
+    monkeypatch.setattr("steerkit.tui.frames.time.perf_counter", lambda: wall[0])
+    monkeypatch.setattr("steerkit.tui.frames.time.thread_time", lambda: used[0])
+    frames, drawn = Frames(), []
+    for _ in range(1200):
+        wall[0] += 1 / FASTEST
+        if frames.due(streaming=True):
+            used[0] += 0.006
+            drawn.append(wall[0])
+    spent = 0.006 * len(drawn) / 100
+    assert SHARE / 2 < spent <= SHARE
+    assert not frames.due(streaming=True)
+    assert frames.due(streaming=False)
+    used[0] += 5.0
+    wall[0] += 1 / SLOWEST
+    assert frames.due(streaming=True)

@@ -25,6 +25,7 @@ def picture(plan: Plan, snap_compare: Any, monkeypatch: pytest.MonkeyPatch) -> P
     def compare(script: Script, size: tuple[int, int] = (100, 26)) -> None:
         gate = Gate()
         monkeypatch.setattr("steerkit.tui.speaker.stream", gate.stream)
+        monkeypatch.setattr("steerkit.tui.frames.SHARE", 1.0)
         # No two runs have it in common.
         monkeypatch.setattr(Live, "speed", 20.0)
         app = ChatApp(plan)

@@ -25,7 +25,7 @@ def chat(
     system: Annotated[str, typer.Option("--system", help="A system prompt.")] = "",
     resume: Annotated[Path | None, typer.Option("--resume", help="A saved chat to go on with.")] = None,
     web: Annotated[bool, typer.Option("--web", help="Serve the same in a browser.")] = False,
-    host: Annotated[str, typer.Option("--host", help="With --web: the address; others may reach more than yours.")] = (
+    host: Annotated[str, typer.Option("--host", help="With --web: where to serve; others let other machines in.")] = (
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="With --web: the port.")] = 8017,
@@ -42,7 +42,7 @@ def chat(
     Every word is tinted by its score, steered or not. The chat is kept turn by turn; F1 lists the keys.
     """
     try:
-        import textual
+        import textual  # noqa: F401
         import textual_serve.server  # noqa: F401
     except ImportError as error:
         raise SteerkitError(MISSING) from error

@@ -24,16 +24,11 @@ from steerkit.tui import speaker as say
 from steerkit.tui.colours import Colourless
 from steerkit.tui.desk import Desk, next_operator, turned
 from steerkit.tui.dials import COARSE, DialView, Readings
+from steerkit.tui.frames import FASTEST, Frames
 from steerkit.tui.screens import AskPersona, AskText, AskYes, Choice, Help
 from steerkit.tui.session import Plan, Session
 from steerkit.tui.transcript import Transcript
 
-FRAMES = 12
-"""How often a second what was heard is drawn, at most."""
-SLOWEST = 4
-"""How often at least."""
-SHARE = 0.03
-"""Of the time, how much drawing what is heard may take in between: the model waits meanwhile."""
 READINGS = 3
 """At every how many of these frames numbers change."""
 SMALLEST = (60, 16)
@@ -73,8 +68,7 @@ class ChatApp(App[None]):
             self._filters[:] = [Colourless()]
         self.session = Session(plan, lambda text, severity: self.notify(text, severity=severity, timeout=8))  # type: ignore[arg-type]
         self._interrupted = 0.0
-        self._frame = 0
-        self._drawn = (0.0, 0.0)
+        self._frames = Frames()
         self._title = Text()
 
     def compose(self) -> ComposeResult:
@@ -94,10 +88,12 @@ class ChatApp(App[None]):
 
     def on_mount(self) -> None:
         """Load the model while the first message is being written."""
-        self.query_one("#message").focus()
+        message = self.query_one("#message", Input)
+        message.cursor_blink = False  # Each blink is a frame that the model would pay for.
+        message.focus()
         self.draw()
         self.session.speaker.start()
-        self.set_interval(1 / FRAMES, self._listen)
+        self.set_interval(1 / FASTEST, self._listen)
         if self.session.plan.notice:
             self.notify(self.session.plan.notice, severity="warning")
 
@@ -112,7 +108,7 @@ class ChatApp(App[None]):
         transcript = self.query_one(Transcript)
         transcript.probe = session.probe
         transcript.show(session.said, session.chat.forgotten)
-        if streaming and self._frame % READINGS:
+        if streaming and self._frames.drawn % READINGS:
             return
         self.query_one(Readings).show(session.readings(), session.probe, session.drift())
         title = Text(" · ".join(part for part in (self.TITLE, session.chat.model, session.status) if part))
@@ -142,7 +138,7 @@ class ChatApp(App[None]):
 
     async def _listen(self) -> None:
         """Take what has happened since the last frame, and draw it once."""
-        if not self.session.speaker.events or not self._due():
+        if not (self.session.speaker.events and self._frames.due(self.session.live is not None)):
             return
         while self.session.speaker.events:
             event = self.session.speaker.events.popleft()
@@ -157,17 +153,7 @@ class ChatApp(App[None]):
                 case say.Failed():
                     message = self.query_one("#message", Input)
                     message.value = message.value or self.session.unread()
-        self._frame += 1
         self.draw(streaming=self.session.live is not None)
-
-    def _due(self) -> bool:
-        """Whether the latest frame has been paid for, so that a slow machine draws fewer of them."""
-        now, used = time.perf_counter(), time.thread_time()
-        waited, cost = now - self._drawn[0], used - self._drawn[1]
-        if self.session.live is not None and waited < 1 / SLOWEST and cost > SHARE * waited:
-            return False
-        self._drawn = now, used
-        return True
 
     async def _lay_out(self) -> None:
         """Make the dials of the command line, or offer to make the vectors that they lack."""
