@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 
-FASTEST = 12
+FASTEST = 8
 """How often a second what was heard is drawn, at most."""
 SLOWEST = 2
 """How often at least."""
-SHARE = 0.03
-"""Of the time, how much drawing may take in between: Python runs one thread at a time, so the model waits meanwhile."""
+SHARE = 0.04
+"""Of the time, how much drawing may take: Python runs one thread at a time, so the model waits meanwhile."""
 
 
 class Frames:
