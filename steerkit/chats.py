@@ -209,9 +209,16 @@ def _not_a_chat(path: Path, number: int) -> PromptError:
 def _lines(path: Path) -> list[tuple[int, str]]:
     """The lines that hold anything, numbered from 1."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        raw = path.read_bytes()
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if error.end < len(raw):
+            raise PromptError(f"cannot read {path}: {error}") from error
+        # A file that was cut may have been cut inside a letter.
+        text = raw[: error.start].decode("utf-8-sig")
+    except OSError as error:
         raise PromptError(f"cannot read {path}: {error}") from error
+    lines = text.split("\n")
     return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 

@@ -56,6 +56,18 @@ def test_a_file_that_was_cut_gives_back_what_is_whole(tmp_path: Path) -> None:
     assert "cut in line 4" in notice
 
 
+def test_wherever_a_file_was_cut_whole_turns_come_back(tmp_path: Path) -> None:
+    path = tmp_path / "chat.jsonl"
+    chat = replace(CHAT, said=(Said("user", "Schläfst du? 你好 🤖"), *CHAT.said[1:2], Said("user", "你好 🤖")))
+    whole = chat.written().encode()
+    head = whole.index(b"\n")
+    for n_bytes in range(head, len(whole)):
+        path.write_bytes(whole[:n_bytes])
+        found, _ = load_chat(path)
+        assert found.said == chat.said[: len(found.said)]
+        assert len(found.said) >= whole[:n_bytes].count(b"\n") - 1
+
+
 def test_damage_in_the_middle_is_an_error_that_names_the_line(tmp_path: Path) -> None:
     path = tmp_path / "chat.jsonl"
     CHAT.save(path)
