@@ -91,6 +91,8 @@ class Chat:
     """Its turns."""
     steer: str = ""
     """Where the dials stand, as an expression."""
+    floor: bool = False
+    """Whether the model was held at the Assistant."""
     forgotten: int = field(default=0, compare=False)
     """How many of its oldest turns the model no longer reads, because they do not fit its context."""
 
@@ -132,7 +134,7 @@ class Chat:
 
     def written(self) -> str:
         """The lines that `save` writes."""
-        head = {"steerkit": "chat", "format": FORMAT, "model": self.model, "steer": self.steer}
+        head = {"steerkit": "chat", "format": FORMAT, "model": self.model, "steer": self.steer, "floor": self.floor}
         lines = [head, *(said.to_json() for said in self.said)]
         return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
@@ -148,7 +150,7 @@ def load_chat(path: Path) -> tuple[Chat, str]:
         head = json.loads(lines[0][1])
         if head["steerkit"] != "chat" or head["format"] != FORMAT:
             raise ValueError(f"format {head['format']}")
-        chat = Chat(str(head["model"]), steer=str(head["steer"]))
+        chat = Chat(str(head["model"]), steer=str(head["steer"]), floor=bool(head.get("floor", False)))
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise PromptError(f"{path} is not a chat that steerkit saved; chat writes one with: ctrl+s") from error
     said: list[Said] = []
@@ -210,14 +212,15 @@ def _lines(path: Path) -> list[tuple[int, str]]:
     """The lines that hold anything, numbered from 1."""
     try:
         raw = path.read_bytes()
+    except OSError as error:
+        raise PromptError(f"cannot read {path}: {error}") from error
+    try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         if error.end < len(raw):
             raise PromptError(f"cannot read {path}: {error}") from error
         # A file that was cut may have been cut inside a letter.
         text = raw[: error.start].decode("utf-8-sig")
-    except OSError as error:
-        raise PromptError(f"cannot read {path}: {error}") from error
     lines = text.split("\n")
     return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
@@ -229,6 +232,8 @@ def markdown(chat: Chat, probe: str = "") -> str:
         steer = ", then ".join(text or "unsteered" for _, text in said.steer)
         about = [steer, f"{probe} {said.means[probe]:+.2f}" if probe in said.means else ""]
         told = " · ".join(part for part in about if part)
+        if said.unsteered is not None:
+            lines += ["**unsteered**", "", *_quoted(said.unsteered.content), ""]
         lines += [f"**{said.role}**" + (f" _({told})_" if told else ""), "", *_quoted(said.content), ""]
     return "\n".join([*lines, "Made with steerkit.", ""])
 

@@ -85,7 +85,8 @@ class Recall:
         shared = _common(wanted, self._tokens) if self._can_forget else 0
         if shared:
             self._cache.batch_select_indices(torch.zeros(1, dtype=torch.long, device=self._model.device))
-            self._cache.crop(shared - self._cache.get_seq_length())
+            if surplus := self._cache.get_seq_length() - shared:
+                self._cache.crop(-surplus)
         else:
             self._cache = None
         self._tokens = wanted[:shared]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from math import isfinite
 
 from rich.text import Text
 
@@ -43,7 +44,7 @@ def visible(piece: str) -> str:
     >>> visible("a\x1b[2J")
     'a\ufffd[2J'
     """
-    return re.sub("[\x00-\x08\x0b-\x1f\x7f]", "\ufffd", piece)
+    return re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\ufffd", piece)
 
 
 def tinted(pieces: Sequence[str], scores: Sequence[float]) -> Text:
@@ -67,4 +68,6 @@ def bar(score: float) -> str:
     ('▁', '▄', '█')
     """
     blocks = "▁▂▃▄▅▆▇█"
+    if not isfinite(score):
+        return "?"
     return blocks[round((min(max(score, -1), 1) + 1) / 2 * 6.9)]

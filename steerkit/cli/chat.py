@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from steerkit.cli.console import talk
 from steerkit.cli.options import Device, Dtype, ModelName, Seed
@@ -46,6 +48,10 @@ def chat(
         import textual_serve.server  # noqa: F401
     except ImportError as error:
         raise SteerkitError(MISSING) from error
+    if resume is not None:
+        from steerkit.chats import load_chat
+
+        load_chat(resume)  # What cannot be read is said here, before a browser waits for it.
     if web:
         _serve(host, port)
         return
@@ -90,12 +96,12 @@ def _run(
     )
     app = ChatApp(plan)
     app.run()
+    if plan.kept.exists():
+        words = ["steerkit", "chat", "--resume", str(plan.kept), *(["-m", place[0]] if place[0] else [])]
+        told = Text.assemble(("kept", "dim"), f"  {plan.kept}\n", ("go on with", "dim"), f"  {shlex.join(words)}")
+        talk().print(told, soft_wrap=True)
     if app.return_code:
         raise typer.Exit(1)
-    if plan.kept.exists():
-        talk().print(
-            f"[dim]kept[/]  {plan.kept}\n[dim]go on with[/]  steerkit chat --resume {plan.kept}", soft_wrap=True
-        )
 
 
 def _kept() -> Path:
@@ -108,8 +114,6 @@ def _kept() -> Path:
 
 def _serve(host: str, port: int) -> None:
     """Serve this very command without --web, one process a browser."""
-    import shlex
-
     from steerkit.tui.web import serve
 
     words = [word for word in sys.argv[1:] if word != "--web"]

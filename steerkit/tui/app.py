@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import io
+import os
 import time
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from rich.text import Text
 from textual import events
 from textual.app import App, ComposeResult, SystemCommand
-from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.screen import Screen
 from textual.widgets import Footer, Input, Static
@@ -22,10 +23,11 @@ from steerkit.expressions import parse_layers
 from steerkit.personas import load_personas
 from steerkit.tui import speaker as say
 from steerkit.tui.colours import Colourless
-from steerkit.tui.desk import Desk, next_operator, turned
-from steerkit.tui.dials import COARSE, DialView, Readings
+from steerkit.tui.desk import Desk, changed, turned
+from steerkit.tui.dials import DialView, Readings
 from steerkit.tui.frames import FASTEST, Frames
-from steerkit.tui.screens import AskPersona, AskText, AskYes, Choice, Help
+from steerkit.tui.keys import BINDINGS, COMMANDS
+from steerkit.tui.screens import AskPersona, AskText, AskYes, Choice, Help, Message
 from steerkit.tui.session import Plan, Session
 from steerkit.tui.transcript import Transcript
 
@@ -42,31 +44,13 @@ class ChatApp(App[None]):
 
     CSS_PATH = "chat.tcss"
     TITLE = "steerkit"
-    ENABLE_COMMAND_PALETTE = True
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "stop", "stop", show=True),
-        Binding("f1,question_mark", "help", "help", key_display="F1"),
-        Binding("f2,c", "compare", "compare", key_display="F2"),
-        Binding("f3,f", "floor", "floor", key_display="F3"),
-        Binding("f4,a", "add", "dial", key_display="F4"),
-        Binding("f5,r", "again", "again", key_display="F5"),
-        Binding("f6,p", "probe", "probe", key_display="F6"),
-        Binding("f7", "plain", "plain", show=False),
-        Binding("f8", "light", "light", show=False),
-        Binding("ctrl+s", "save", "save", show=False, priority=True),
-        Binding("ctrl+o", "load", "load", show=False, priority=True),
-        Binding("ctrl+n", "new", "new", show=False, priority=True),
-        Binding("ctrl+y", "copy", "copy", show=False, priority=True),
-        Binding("ctrl+up", f"nudge({COARSE})", "turn", show=False, priority=True),
-        Binding("ctrl+down", f"nudge(-{COARSE})", "turn", show=False, priority=True),
-        Binding("ctrl+c", "interrupt", "stop or leave", show=False, priority=True),
-    ]
+    BINDINGS = BINDINGS
 
     def __init__(self, plan: Plan) -> None:
         super().__init__()
         if self.no_color:
             self._filters[:] = [Colourless()]
-        self.session = Session(plan, lambda text, severity: self.notify(text, severity=severity, timeout=8))  # type: ignore[arg-type]
+        self.session = Session(plan, self._tell)  # type: ignore[arg-type]
         self._interrupted = 0.0
         self._frames = Frames()
         self._title = Text()
@@ -77,7 +61,7 @@ class ChatApp(App[None]):
         with Horizontal(id="all"):
             with Vertical(id="left"):
                 yield Transcript(id="transcript")
-                yield Input(placeholder="say something", id="message")
+                yield Message(placeholder="say something", id="message")
             with Vertical(id="panel"):
                 yield VerticalScroll(id="dials", can_focus=False)
                 yield Static("+ add a dial (F4)", id="add", markup=False)
@@ -95,12 +79,17 @@ class ChatApp(App[None]):
         self.session.speaker.start()
         self.set_interval(1 / FASTEST, self._listen)
         if self.session.plan.notice:
-            self.notify(self.session.plan.notice, severity="warning")
+            self._tell(self.session.plan.notice, "warning")
 
     def on_resize(self, event: events.Resize) -> None:
         """Say so when there is no room."""
-        self.screen.set_class(event.size.width < SMALLEST[0] or event.size.height < SMALLEST[1], "tiny")
-        self.screen.set_class(event.size.width < NARROW, "narrow")
+        ours = self.screen_stack[0]  # Whatever stands above it for now.
+        ours.set_class(event.size.width < SMALLEST[0] or event.size.height < SMALLEST[1], "tiny")
+        ours.set_class(event.size.width < NARROW, "narrow")
+
+    def on_unmount(self) -> None:
+        """However one leaves, what was said is kept."""
+        self.session.leave()
 
     def draw(self, streaming: bool = False) -> None:
         """Everything that is not a dial; while text streams, what one cannot read that fast is drawn less often."""
@@ -147,33 +136,59 @@ class ChatApp(App[None]):
                 case say.Loaded():
                     await self._lay_out()
                 case say.Extracted(name):
-                    await (self._lay_out() if not self.session.reads and self.session.plan.steer else self._add(name))
+                    await (self._add(name) if self.session.laid_out else self._lay_out())
                 case say.Failed(message, fatal=True):
-                    self.exit(return_code=1, message=message)
-                case say.Failed():
-                    message = self.query_one("#message", Input)
-                    message.value = message.value or self.session.unread()
+                    self._give_up(message)
+                case say.Ended() | say.Failed():
+                    self._give_back()
+                    if self.session.model is not None and not self.session.laid_out:
+                        await self._do_without()
         self.draw(streaming=self.session.live is not None)
 
     async def _lay_out(self) -> None:
         """Make the dials of the command line, or offer to make the vectors that they lack."""
         session = self.session
         if missing := session.missing():
-            name = session.chat.model
-            question = f"There is no vector of {missing} for {name} yet. Make it? It takes a minute or two."
-            refused = f"no vector of {missing} for {name}; make it with: steerkit extract {missing}"
-            self.push_screen(
-                AskYes(question),
-                lambda yes: session.extract(missing) if yes else self.exit(return_code=1, message=refused),
+            question = (
+                f"There is no vector of {missing} for {session.chat.model} yet. Make it? It takes a minute or two."
             )
+
+            async def answered(yes: str | None) -> None:
+                if yes:
+                    session.extract(missing)
+                else:
+                    await self._do_without()
+
+            self.push_screen(AskYes(question), answered)
             return
         try:
             session.lay_out()
         except SteerkitError as error:
-            self.exit(return_code=1, message=str(error))
+            self._give_up(str(error))
             return
         await self.put(session.desk)
+        self._give_back()
         session.send_what_waits()
+
+    async def _do_without(self) -> None:
+        """Begin without the dials that cannot be."""
+        self.session.do_without()
+        await self._lay_out()
+
+    def _give_back(self) -> None:
+        """A message that was not answered comes back, to be sent again or changed."""
+        message = self.query_one("#message", Input)
+        if (text := self.session.unread()) and not message.value:
+            message.value = text
+        elif text:
+            self._tell(f"not answered: {text}")
+
+    def _give_up(self, message: str) -> None:
+        self.exit(return_code=1, message=Text(message))
+
+    def _tell(self, text: str, severity: str = "information") -> None:
+        # What files and models are called is no markup.
+        self.notify(text, severity=severity, timeout=8, markup=False)  # type: ignore[arg-type]
 
     # Talking ---------------------------------------------------------------------------------------------------------
 
@@ -217,41 +232,34 @@ class ChatApp(App[None]):
     # Dials -----------------------------------------------------------------------------------------------------------
 
     async def on_dial_view_turned(self, event: DialView.Turned) -> None:
-        """A dial was moved."""
+        """A dial was moved, if it is still there."""
+        if event.name not in self.session.desk.names:
+            return
         dial = self.session.desk[event.name]
         dial = turned(dial, event.by) if event.by is not None else replace(dial, value=event.to or 0.0)
         await self.put(self.session.desk.with_dial(dial))
 
     async def on_dial_view_changed(self, event: DialView.Changed) -> None:
-        """Something else about a dial."""
+        """Something else about a dial, if it is still there."""
+        if event.name not in self.session.desk.names:
+            return
+        if event.what != "layers":
+            await self.put(changed(self.session.desk, event.name, event.what))
+            return
         dial = self.session.desk[event.name]
-        match event.what:
-            case "reset":
-                await self.put(self.session.desk.with_dial(replace(dial, value=0.0)))
-            case "mute":
-                await self.put(self.session.desk.with_dial(replace(dial, muted=not dial.muted)))
-            case "solo":
-                await self.put(
-                    replace(self.session.desk, solo=None if self.session.desk.solo == dial.name else dial.name)
-                )
-            case "operator":
-                await self.put(self.session.desk.with_dial(next_operator(dial)))
-            case "remove":
-                await self.put(self.session.desk.without(dial.name))
-            case "layers":
-                first, last = dial.layers or dial.vector.place
-                question = f"Where does {dial.name} work? A layer or a band; nothing means its own place."
-                self.push_screen(AskText(question, f"{first}-{last}"), lambda text: self._place(dial.name, text))
+        first, last = dial.layers or dial.vector.place
+        question = f"Where does {dial.name} work? A layer or a band; nothing means its own place."
+        self.push_screen(AskText(question, f"{first}-{last}"), lambda text: self._place(dial.name, text))
 
     async def _place(self, name: str, text: str | None) -> None:
-        if text is None:
+        if text is None or name not in self.session.desk.names:
             return
         dial = self.session.desk[name]
         try:
             moved = replace(dial, layers=parse_layers(text) if text else None)
             _ = moved.term
         except ExpressionError as error:
-            self.notify(str(error), severity="error")
+            self._tell(str(error), "error")
             return
         await self.put(self.session.desk.with_dial(moved))
 
@@ -302,11 +310,13 @@ class ChatApp(App[None]):
         try:
             self.session.add(name)
         except SteerkitError as error:
-            self.notify(str(error), severity="error")
+            self._tell(str(error), "error")
             return
         await self.put(self.session.desk)
+        message = self.query_one("#message", Input)
         for view in self.query(DialView):
-            if view.called == name:
+            # Who is writing goes on writing.
+            if view.called == name and not (message.has_focus and message.value):
                 view.focus()
 
     def on_click(self, event: events.Click) -> None:
@@ -335,13 +345,14 @@ class ChatApp(App[None]):
         """Begin again; what was said is kept in its file."""
         if self._idle():
             self.session.new()
+            self.query_one(Transcript).action_leave()
             self.draw()
 
     def action_copy(self, command: bool = False) -> None:
         """Copy the steering as an expression, or the last message under it as a command."""
         text = self.session.command() if command else str(self.session.desk.steering)
         self.copy_to_clipboard(text)
-        self.notify(text or "nothing steers", title="copied")
+        self._tell(f"copied: {text}" if text else "nothing steers")
 
     def action_save(self) -> None:
         """Ask where to, and save there; the ending says as what."""
@@ -351,16 +362,16 @@ class ChatApp(App[None]):
     def _save(self, name: str | None) -> None:
         if not name:
             return
-        path = Path(name).expanduser()
+        path = Path(os.path.expanduser(name))
         try:
             if self.is_web:
                 # The person who asked sits at the browser, and so do the files.
                 self.deliver_text(io.StringIO(self.session.written(path.suffix)), save_filename=path.name)
             else:
                 self.session.save(path)
-                self.notify(f"saved {path}")
+                self._tell(f"saved {path}")
         except SteerkitError as error:
-            self.notify(str(error), severity="error")
+            self._tell(str(error), "error")
 
     def action_load(self) -> None:
         """Ask for a chat and go on with it."""
@@ -368,14 +379,16 @@ class ChatApp(App[None]):
             question = "Load which chat? A .jsonl file that was saved here."
             self.push_screen(AskText(question, str(self.session.plan.kept)), self._load)
 
-    def _load(self, name: str | None) -> None:
+    async def _load(self, name: str | None) -> None:
         if not name:
             return
         try:
-            self.session.load(Path(name).expanduser())
+            self.session.load(Path(os.path.expanduser(name)))
         except SteerkitError as error:
-            self.notify(str(error), severity="error")
-        self.draw()
+            self._tell(str(error), "error")
+        self.query_one(Transcript).action_leave()
+        await self.put(self.session.desk)
+        self._give_back()
 
     def _idle(self) -> bool:
         if self.session.busy:
@@ -385,13 +398,5 @@ class ChatApp(App[None]):
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """What the palette offers."""
         yield from super().get_system_commands(screen)
-        yield SystemCommand("Add a dial", "Choose a persona from the library", self.action_add)
-        yield SystemCommand("Compare", "The unsteered reply beside the steered one", self.action_compare)
-        yield SystemCommand("Floor", "Hold the model at the Assistant", self.action_floor)
-        yield SystemCommand("Again", "Say the last reply again", self.action_again)
-        yield SystemCommand("Save", "As .jsonl, .md or .html", self.action_save)
-        yield SystemCommand("Load", "Go on with a chat that was saved", self.action_load)
-        yield SystemCommand("New chat", "What was said is kept in its file", self.action_new)
-        yield SystemCommand("Copy the steering", "As an expression", self.action_copy)
-        yield SystemCommand("Copy as a command", "For steerkit generate", lambda: self.action_copy(command=True))
-        yield SystemCommand("Plain", "Words without tints", self.action_plain)
+        for title, what, action in COMMANDS:
+            yield SystemCommand(title, what, partial(self.run_action, action))

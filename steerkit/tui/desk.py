@@ -99,6 +99,12 @@ class Desk:
         return Steering((*(dial.term for dial in heard), *held))
 
     @property
+    def stands(self) -> str:
+        """Where the dials stand, also those at rest, as an expression that `of` takes back; the floor is not in it."""
+        terms = (dial.term if not dial.muted else replace(dial, value=0.0).term for dial in self.dials)
+        return str(Steering(tuple(terms)))
+
+    @property
     def held(self) -> tuple[Term, ...]:
         """What the floor adds: no vector scores above the 75th percentile of the Assistant's own tokens."""
         vectors = {dial.name: dial.vector for dial in self.dials}
@@ -144,3 +150,20 @@ def next_operator(dial: Dial) -> Dial:
     values = {"ablate": 1.0, "cap": thresholds.get("p75", UNCALIBRATED), "floor": thresholds.get("p25", -UNCALIBRATED)}
     keeps = operator in ("rotate", "set") and dial.operator in ("add", "rotate")
     return replace(dial, operator=operator, value=dial.value if keeps else round(values.get(operator, 0.0), 3))
+
+
+def changed(desk: Desk, name: str, what: str) -> Desk:
+    """The desk after one of a dial's keys: reset, mute, solo, operator or remove."""
+    dial = desk[name]
+    match what:
+        case "reset":
+            return desk.with_dial(replace(dial, value=0.0))
+        case "mute":
+            return desk.with_dial(replace(dial, muted=not dial.muted))
+        case "solo":
+            return replace(desk, solo=None if desk.solo == name else name)
+        case "operator":
+            return desk.with_dial(next_operator(dial))
+        case "remove":
+            return desk.without(name)
+    raise ValueError(f"no key {what!r}")

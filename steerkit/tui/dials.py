@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import Any, ClassVar
 
 from rich.text import Text
@@ -200,6 +201,7 @@ class Readings(Widget):
 
 def _reading(name: str, score: float | None, width: int, chosen: bool) -> Text:
     room = max(width - 20, 4)
+    score = None if score is None or not isfinite(score) else score
     value = "   –  " if score is None else f"{score:+.2f} "
     label = Text(f"{name[:11]:<12}", "bold" if chosen else "")
     half = room // 2
@@ -217,5 +219,7 @@ def _block(mean: float) -> str:
     >>> _block(-2), _block(0), _block(2)
     ('▁', '▅', '█')
     """
+    if not isfinite(mean):
+        return "?"
     place = (min(max(mean, -2.0), 2.0) + 2.0) / 4.0
     return BLOCKS[min(int(place * len(BLOCKS)), len(BLOCKS) - 1)]

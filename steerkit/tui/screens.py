@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from rich.table import Table
 from rich.text import Text
+from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
@@ -15,55 +16,23 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-KEYS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
-    (
-        "anywhere",
-        (
-            ("enter", "send what you have written"),
-            ("esc", "stop a reply at once"),
-            ("tab", "go between the message, the dials and the chat"),
-            ("ctrl+↑ ctrl+↓", "turn the chosen dial, also while you write"),
-            ("F2", "compare: the unsteered reply beside the steered one"),
-            ("F3", "floor: hold the model at the Assistant, or let it go"),
-            ("F4", "add a dial from the library"),
-            ("F5", "say the chosen reply again, or the last one"),
-            ("F6", "tint words by the next probe"),
-            ("F7", "no tints: underlined above +0.5, slanted below −0.5"),
-            ("F8", "light or dark"),
-            ("ctrl+s", "save as .jsonl, .md or .html"),
-            ("ctrl+o", "load a chat"),
-            ("ctrl+n", "begin a new chat"),
-            ("ctrl+y", "copy the steering; in the palette also as a command"),
-            ("ctrl+p", "every command by its name"),
-            ("ctrl+q", "leave; the chat is kept"),
-        ),
-    ),
-    (
-        "on a dial",
-        (
-            ("← →", "turn it; with shift finely; or use the mouse and its wheel"),
-            ("0", "reset"),
-            ("m s", "mute it, or only this one"),
-            ("o", "the next operator: add rotate set ablate cap floor"),
-            ("l", "the layers where it works"),
-            ("x", "remove it"),
-        ),
-    ),
-    (
-        "in the chat",
-        (
-            ("↑ ↓", "choose a turn"),
-            ("r", "say that reply again; what came after it goes"),
-            ("end", "choose none"),
-        ),
-    ),
-)
+from steerkit.tui.keys import KEYS
 
 
 class Asking(ModalScreen[str | None]):
     """A box in front of the chat that Esc closes without an answer."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "close", show=False)]
+
+
+class Message(Input):
+    """The line to write in. What is pasted is taken whole."""
+
+    def on_paste(self, event: events.Paste) -> None:
+        """Lines become one; the default takes only the first."""
+        event.prevent_default()
+        event.stop()
+        self.insert_text_at_cursor(" ".join(event.text.splitlines()))
 
 
 class AskText(Asking):

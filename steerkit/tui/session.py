@@ -18,6 +18,7 @@ from steerkit.personas import load_personas
 from steerkit.steering import Steering
 from steerkit.tui import speaker as say
 from steerkit.tui.desk import Desk, Dial
+from steerkit.tui.live import Live
 from steerkit.vectors import VectorSet
 
 LATEST = 8
@@ -48,39 +49,6 @@ class Plan:
     """What to say about it."""
 
 
-@dataclass
-class Live:
-    """A reply while it is being made."""
-
-    probes: tuple[str, ...]
-    compare: bool
-    replaces: tuple[Said, ...] = ()
-    """What stood where it will stand, to go back to if nothing comes."""
-    first: float = 0.0
-    """When its first token came, by the speaker's clock."""
-    last: float = 0.0
-    """When its latest token came."""
-    heard: list[say.Heard] = field(default_factory=list)
-    beside: list[say.Heard] = field(default_factory=list)
-    steer: list[tuple[int, str]] = field(default_factory=list)
-
-    def said(self) -> Said:
-        """The reply as far as it is."""
-        said = _said(self.heard, self.probes, tuple(self.steer))
-        return replace(said, unsteered=_said(self.beside, self.probes, ((0, ""),))) if self.compare else said
-
-    @property
-    def speed(self) -> float:
-        """Tokens a second since the first one."""
-        return (len(self.heard) - 1) / max(self.last - self.first, 1e-6)
-
-
-def _said(heard: list[say.Heard], probes: tuple[str, ...], steer: tuple[tuple[int, str], ...]) -> Said:
-    text = "".join(token.text for token in heard).strip()
-    tokens, scores = tuple(token.text for token in heard), tuple(token.scores for token in heard)
-    return Said("assistant", text, steer, probes, tokens, scores)
-
-
 class Session:
     """The state behind the screen, changed by the user's wishes and by what the speaker tells."""
 
@@ -98,7 +66,11 @@ class Session:
         self.status = "loading the model"
         self.speaker = say.Speaker(plan.load)
         self._tell = tell
+        self.laid_out = False
+        """Whether the dials of the command line are there."""
         self._waiting: str | None = None
+        self._attempts = 0
+        self._seen = _version(plan.kept) if plan.chat else None
         self._extracting = ""
 
     @property
@@ -143,7 +115,8 @@ class Session:
                 self.live.steer.append((place, steer))
             case say.Began(chat):
                 if chat.forgotten > self.chat.forgotten:
-                    self._tell(f"the first {chat.forgotten} turns no longer fit and are no longer read", "warning")
+                    gone = sum(turn.role != "system" for turn in chat.said[: chat.forgotten])
+                    self._tell(f"the first {gone} turns no longer fit and are no longer read", "warning")
                 self.chat = replace(self.chat, forgotten=chat.forgotten)
             case say.Busy(what, done, total):
                 self.status = " ".join([BUSY.get(what, what), self._extracting, f"{done / max(total, 1):.0%}"])
@@ -166,17 +139,25 @@ class Session:
         self.chat = replace(self.chat, model=model.name)
 
     def _end(self, why: str) -> None:
-        """Keep the reply as far as it came."""
+        """Keep the reply as far as it came, or the one that it was to replace if it did not come to its end."""
         self._extracting = ""
         live, self.live = self.live, None
         self.status = why
         if live is None:
             return
-        if live.heard:
-            self.chat = replace(self.chat, said=(*self.chat.said, live.said()), steer=str(self.desk.steering))
-            self.status = why or f"{len(live.heard)} tokens, {live.speed:.0f}/s"
-        elif live.replaces:
+        if live.replaces and (why or not live.heard):
             self.chat = replace(self.chat, said=(*self.chat.said, *live.replaces))
+        elif live.heard or live.beside:
+            self.chat = replace(self.chat, said=(*self.chat.said, live.said()))
+            self.status = why or f"{len(live.heard)} tokens, {live.speed:.0f}/s"
+        else:
+            self.status = why or "the model said nothing"
+        self.keep()
+
+    def leave(self) -> None:
+        """Keep everything, also a reply that has not come to its end."""
+        if self.live is not None:
+            self._end("stopped")
         self.keep()
 
     def _fail(self, message: str) -> None:
@@ -196,6 +177,7 @@ class Session:
     def put(self, desk: Desk) -> None:
         """Another state of the dials: the next token is chosen under it."""
         self.desk = desk
+        self.chat = replace(self.chat, steer=desk.stands, floor=desk.floor)
         self.speaker.steering = desk.steering
         named = [(dial.name, dial.vector) for dial in desk.dials]
         named += [(name, self.vectors[name]) for name in self.plan.probes]
@@ -206,7 +188,8 @@ class Session:
     def missing(self) -> str:
         """The first persona that the command line names and that has no vector yet."""
         here, known = set(self.vectors), set(load_personas())
-        names = [*re.findall(r"[a-z_][a-z0-9_]*", self.plan.steer), *self.plan.probes]
+        without_paths = re.sub(r"\S*[/\\]\S*|\S+\.safetensors", " ", self.plan.steer)
+        names = [*re.findall(r"[a-z_][a-z0-9_]*", without_paths), *self.plan.probes]
         return next((name for name in names if name in known and name not in here), "")
 
     def lay_out(self) -> None:
@@ -215,8 +198,17 @@ class Session:
         Raises:
             SteerkitError: the expression does not parse, or a vector fits another model.
         """
-        text = self.plan.steer
-        self.put(Desk.of(Steering.parse(text, self.vectors) if text.strip() else Steering()))
+        self.put(self._desk(self.plan.steer, self.chat.floor))
+        self.laid_out = True
+
+    def _desk(self, text: str, floor: bool) -> Desk:
+        return replace(Desk.of(Steering.parse(text, self.vectors) if text.strip() else Steering()), floor=floor)
+
+    def do_without(self) -> None:
+        """Begin without dials, because a vector is missing and was not made."""
+        name = self.missing()
+        self._tell(f"no dials, since {name} has no vector for this model; F4 makes and adds one", "warning")
+        self.plan.steer, self.plan.probes = "", ()
 
     def add(self, name: str) -> None:
         """A dial for a vector, which is the one to look at.
@@ -234,7 +226,7 @@ class Session:
             self._tell("esc stops what is going on", "information")
             return False
         if self.model is None:
-            self._waiting = text
+            self._waiting = text if self._waiting is None else f"{self._waiting}\n{text}"
             self._tell("it is answered as soon as the model is there", "information")
             return True
         self.chat = replace(self.chat, said=(*self.chat.said, Said("user", text)))
@@ -247,11 +239,15 @@ class Session:
             text, self._waiting = self._waiting, None
             self.send(text)
 
-    def again(self, turn: int | None = None) -> None:
-        """Say a reply again, the last one if none is named; what came after it goes."""
+    def again(self, turn: int | None = None, anew: bool = True) -> None:
+        """Say a reply again, the last one if none is named; what came after it goes.
+
+        `anew` draws other words where words are drawn at random.
+        """
         if self.busy or self.model is None or not self.chat.said:
             return
-        place = len(self.chat.said) - 1 if turn is None else turn
+        last = len(self.chat.said) - 1
+        place = last if turn is None else min(turn, last)
         place += self.chat.said[place].role == "user"
         while place > 0 and self.chat.said[place - 1].role != "user":
             place -= 1
@@ -260,19 +256,21 @@ class Session:
         gone = self.chat.said[place:]
         forgotten = self.chat.forgotten if self.chat.forgotten < place else 0
         self.chat = replace(self.chat, said=self.chat.said[:place], forgotten=forgotten)
+        self._attempts += anew
         self._speak(gone)
 
     def _speak(self, replaces: tuple[Said, ...] = ()) -> None:
+        sampling = replace(self.plan.sampling, seed=self.plan.sampling.seed + self._attempts)
         self.live = Live(tuple(self.reads), self.comparing, replaces)
         self.status = "reading"
-        self.speaker.speak(self.chat, tuple(self.reads.values()), self.plan.sampling, self.comparing)
+        self.speaker.speak(self.chat, tuple(self.reads.values()), sampling, self.comparing)
 
     def compare(self) -> None:
         """The unsteered reply beside the steered one: to the last message now, and to those that follow."""
         self.comparing = not self.comparing
         last = self.chat.said[-1] if self.chat.said else None
         if self.comparing and last and last.role == "assistant" and last.unsteered is None:
-            self.again()
+            self.again(anew=False)
 
     def extract(self, name: str) -> None:
         """Make a vector that is not there yet."""
@@ -284,21 +282,33 @@ class Session:
 
     # Files -----------------------------------------------------------------------------------------------------------
 
-    def keep(self) -> None:
-        """Write the chat where it is kept; a full disk is told, and stops nothing."""
-        if any(said.role == "assistant" for said in self.chat.said):
-            try:
-                self.chat.save(self.plan.kept)
-            except SteerkitError as error:
-                self._tell(str(error), "error")
+    def keep(self) -> bool:
+        """Write the chat where it is kept, unless a full disk, say, forbids it: that is told, and stops nothing."""
+        if all(said.role == "system" for said in self.chat.said):
+            return True
+        if self.plan.kept.exists() and _version(self.plan.kept) != self._seen:
+            self.plan.kept = new_name(self.plan.kept)
+            self._tell(f"somebody else goes on with this chat too; yours is kept in {self.plan.kept.name}", "warning")
+        try:
+            self.chat.save(self.plan.kept)
+        except SteerkitError as error:
+            self._tell(str(error), "error")
+            return False
+        self._seen = _version(self.plan.kept)
+        return True
 
-    def new(self, chat: Chat | None = None) -> None:
-        """Another chat; what was said before is kept in its file."""
-        self.keep()
+    def new(self, chat: Chat | None = None) -> bool:
+        """Another chat; what was said before is kept in its file, and where that fails nothing happens."""
+        if not self.keep():
+            return False
         if self.plan.kept.exists():
             self.plan.kept = new_name(self.plan.kept)
         system = tuple(said for said in self.chat.said if said.role == "system")
-        self.chat = replace(chat or Chat("", system), model=self.model.name if self.model else "")
+        name = self.model.name if self.model else ""
+        if chat and chat.model != name:
+            self._tell(f"this chat was with {chat.model}", "warning")
+        self.chat = replace(chat or Chat("", system, self.desk.stands, self.desk.floor), model=name)
+        return True
 
     def load(self, path: Path) -> None:
         """Go on with a chat that was saved.
@@ -307,7 +317,13 @@ class Session:
             PromptError: it cannot be read.
         """
         chat, notice = load_chat(path)
-        self.new(chat)
+        if not self.new(chat):
+            return
+        try:
+            self.put(self._desk(chat.steer, chat.floor) if chat.steer else self.desk)
+        except SteerkitError as error:
+            self._tell(f"the dials stay as they are: {error}", "warning")
+            self.put(self.desk)
         self._tell(notice or f"{len(chat.said)} turns", "warning" if notice else "information")
 
     def save(self, path: Path) -> None:
@@ -350,6 +366,11 @@ BUSY = {
     "unpack": "unpacking the model",
     "convert": "converting the model, once",
 }
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """What changes when somebody writes a file."""
+    return (path.stat().st_mtime_ns, path.stat().st_size) if path.exists() else None
 
 
 def new_name(path: Path) -> Path:

@@ -60,9 +60,10 @@ class Transcript(ScrollView, can_focus=True):
         blocks, drawn = [], []
         first_new = len(self.said)
         for i, turn in enumerate(self.said):
-            how = (turn, width, self.probe, self.plain, dark, i == self.chosen, i < forgotten)
+            gone = i < forgotten and turn.role != "system"
+            how = (turn, width, self.probe, self.plain, dark, i == self.chosen, gone)
             same = i < len(self._drawn) and self._drawn[i][0] is turn and self._drawn[i][1:] == how[1:]
-            blocks.append(self._blocks[i] if same else self._block(turn, width, dark, i == self.chosen, i < forgotten))
+            blocks.append(self._blocks[i] if same else self._block(turn, width, dark, i == self.chosen, gone))
             drawn.append(how)
             first_new = first_new if same else min(first_new, i)
         fewer = len(blocks) < len(self._blocks)
@@ -180,7 +181,7 @@ def _about(said: Said, probe: str) -> Text:
     more = "… ▸ " if len(said.steer) > 3 else ""
     mean = said.means.get(probe)
     read = f"  {bar(mean)} {probe} {mean:+.2f}" if mean is not None else f"  {probe} was not read" if probe else ""
-    return Text(f"{more}{steer}{read}", "dim")
+    return Text(visible(f"{more}{steer}{read}"), "dim")
 
 
 def _beside(columns: Sequence[Sequence[Text]], width: int) -> Iterator[Text]:

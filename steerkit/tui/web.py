@@ -37,6 +37,7 @@ class ChatServer(Server):
         assert isinstance(page, web.Response)  # What its template renders; its signature says less.
         ours = urlsplit(self.public_url).netloc
         text = (page.text or "").replace(f"//{ours}/", f"//{request.host}/")
+        page.headers["X-Frame-Options"] = "DENY"
         page.text = re.sub(rf"<link[^>]*https?://(?!{re.escape(request.host)}/)[^>]*>", "", text)
         return page
 
