@@ -149,9 +149,7 @@ class ChatApp(App[None]):
         """Make the dials of the command line, or offer to make the vectors that they lack."""
         session = self.session
         if missing := session.missing():
-            question = (
-                f"There is no vector of {missing} for {session.chat.model} yet. Make it? It takes a minute or two."
-            )
+            question = f"There is no vector of {missing} for this model yet. Make it? It takes a minute or two."
 
             async def answered(yes: str | None) -> None:
                 if yes:
@@ -184,10 +182,9 @@ class ChatApp(App[None]):
             self._tell(f"not answered: {text}")
 
     def _give_up(self, message: str) -> None:
-        self.exit(return_code=1, message=Text(message))
+        self.exit(return_code=1, message=Text(message))  # What files are called is no markup.
 
     def _tell(self, text: str, severity: str = "information") -> None:
-        # What files and models are called is no markup.
         self.notify(text, severity=severity, timeout=8, markup=False)  # type: ignore[arg-type]
 
     # Talking ---------------------------------------------------------------------------------------------------------
