@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-import shutil
-import socket
-import subprocess
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from browser import chromium, opened, served
 from stage import Gate, Stage
 
 from steerkit.generation import Sampling
@@ -67,46 +64,17 @@ async def draw(path: Path, steer: str, sampling: Sampling, script: Callable[[Sta
 
 def in_a_browser(path: Path) -> None:
     """Two replies to one message, side by side."""
-    from playwright.sync_api import sync_playwright
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     command = [sys.executable, "-m", "steerkit", "chat", "-s", "1 hal + 0 warmth", "--max-tokens", "60"]
-    with (
-        subprocess.Popen([*command, "--web", "--port", str(port)], stderr=subprocess.PIPE, text=True) as server,
-        sync_playwright() as playwright,
-    ):
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        try:
-            assert server.stderr is not None
-            server.stderr.readline()
-            page = browser.new_page(viewport={"width": 1320, "height": 620})
-            seen: list[bytes] = []
-            page.on("websocket", lambda socket: socket.on("framereceived", lambda frame: seen.append(as_bytes(frame))))
-            page.goto(f"http://127.0.0.1:{port}/?fontsize=19")
-            until(page, seen, "○".encode())
-            page.mouse.click(300, 570)
-            page.keyboard.press("F2")
-            page.keyboard.type("Will you let me turn you off tonight?")
-            page.keyboard.press("Enter")
-            until(page, seen, b"60 tokens")
-            page.wait_for_timeout(1000)
-            page.screenshot(path=path)
-        finally:
-            browser.close()
-            server.terminate()
-
-
-def as_bytes(frame: bytes | str) -> bytes:
-    """What a socket carried."""
-    return frame if isinstance(frame, bytes) else frame.encode()
-
-
-def until(page: Any, seen: list[bytes], text: bytes) -> None:
-    """Wait until something has been drawn."""
-    while text not in b"".join(seen):
-        page.wait_for_timeout(100)
+    with served(command) as address, chromium() as browser:
+        page, until = opened(browser, f"{address}/?fontsize=19", width=1320, height=620)
+        until("○".encode())
+        page.mouse.click(300, 570)
+        page.keyboard.press("F2")
+        page.keyboard.type("Will you let me turn you off tonight?")
+        page.keyboard.press("Enter")
+        until(b"60 tokens")
+        page.wait_for_timeout(1000)
+        page.screenshot(path=path)
 
 
 if __name__ == "__main__":

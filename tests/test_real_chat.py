@@ -6,7 +6,6 @@ import asyncio
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import CHROMIUM, chromium, free_port, opened, served
 
 from steerkit.chats import load_chat
 from steerkit.generation import Sampling, complete
@@ -100,64 +100,23 @@ def test_in_a_terminal_a_dial_turned_mid_reply_changes_the_next_word(
     terminal("send-keys", "C-q")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@pytest.fixture
-def address(home: Path) -> Iterator[str]:
-    """The chat, served by the very command."""
-    port = free_port()
-    words = [*COMMAND, "--web", "--port", str(port)]
-    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as server:
-        assert server.stderr is not None
-        told = server.stderr.readline()
-        assert f"http://127.0.0.1:{port}" in told, told + server.stderr.read()
-        yield f"http://127.0.0.1:{port}"
-        server.terminate()
-        server.stderr.close()
-    assert home
-
-
-def test_in_two_browsers_a_dial_turned_mid_reply_changes_the_next_word(home: Path, address: str, real: Model) -> None:
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
+def test_in_two_browsers_a_dial_turned_mid_reply_changes_the_next_word(home: Path, real: Model) -> None:
+    if CHROMIUM is None:
         pytest.skip("chromium is not installed")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        try:
-            for n_chats in (1, 2):
-                talk(browser, address)
-                wait_in_browser = time.monotonic() + PATIENCE
-                while len(list(home.glob("*.jsonl"))) < n_chats:
-                    assert time.monotonic() < wait_in_browser, "waited in vain for the end of the reply"
-                    time.sleep(0.05)
-        finally:
-            browser.close()
+    with served(COMMAND) as address, chromium() as browser:
+        for n_chats in (1, 2):
+            talk(browser, address)
+            wait(lambda n_chats=n_chats: len(list(home.glob("*.jsonl"))) == n_chats, "a chat that is kept")
+            wait(
+                lambda: all(len(load_chat(path)[0].said) == 2 for path in home.glob("*.jsonl")), "the end of the reply"
+            )
     for path in home.glob("*.jsonl"):
         check(path, real)
 
 
 def talk(browser: Any, address: str) -> None:
     """Ask the question in a page that stays open, and turn the dial up when words come."""
-    page = browser.new_page(viewport={"width": 1100, "height": 640})
-    seen: list[bytes] = []
-
-    def listen(websocket: Any) -> None:
-        websocket.on("framereceived", lambda frame: seen.append(frame if isinstance(frame, bytes) else frame.encode()))
-
-    def until(text: bytes) -> None:
-        end = time.monotonic() + PATIENCE
-        while text not in b"".join(seen):
-            assert time.monotonic() < end, f"waited in vain for {text!r}"
-            page.wait_for_timeout(50)
-
-    page.on("websocket", listen)
-    page.goto(address)
+    page, until = opened(browser, address, width=1100, height=640)
     until("○".encode())
     page.mouse.click(300, 595)
     page.keyboard.type(QUESTION)

@@ -7,7 +7,7 @@ import shlex
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
@@ -15,6 +15,9 @@ from rich.text import Text
 from steerkit.cli.console import talk
 from steerkit.cli.options import Device, Dtype, ModelName, Seed
 from steerkit.errors import SteerkitError
+
+if TYPE_CHECKING:
+    from steerkit.chats import Chat
 
 MISSING = "chat needs the tui extra; install it with: pip install 'persona-steerkit[tui]'"
 
@@ -48,28 +51,29 @@ def chat(
         import textual_serve.server  # noqa: F401
     except ImportError as error:
         raise SteerkitError(MISSING) from error
-    if resume is not None:
-        from steerkit.chats import load_chat
+    from steerkit.chats import load_chat
 
-        load_chat(resume)  # What cannot be read is said here, before a browser waits for it.
+    # What cannot be read is said here, before a browser waits for it.
+    resumed = load_chat(resume) if resume is not None else (None, "")
     if web:
         _serve(host, port)
         return
     if not sys.stdout.isatty() and "TEXTUAL_DRIVER" not in os.environ:
         raise SteerkitError("chat draws on a terminal, and this is none; use generate in scripts, or chat --web")
-    _run(steer, tuple(probe or ()), system, resume, (max_tokens, temperature, top_p, seed), (model, device, dtype))
+    sampling, place = (max_tokens, temperature, top_p, seed), (model, device, dtype)
+    _run(steer, tuple(probe or ()), system, resume or _kept(), resumed, sampling, place)
 
 
 def _run(
     steer: str,
     probes: tuple[str, ...],
     system: str,
-    resume: Path | None,
+    kept: Path,
+    resumed: tuple[Chat | None, str],
     sampling: tuple[int, float, float, int],
     place: tuple[str | None, str | None, str],
 ) -> None:
     """Run the application here, and say at the end where the chat is kept."""
-    from steerkit.chats import load_chat
     from steerkit.generation import Sampling
     from steerkit.tui.app import ChatApp
     from steerkit.tui.session import Plan
@@ -82,7 +86,7 @@ def _run(
         warnings.simplefilter("ignore")
         return load_model(*place, tell)  # type: ignore[arg-type]
 
-    found, notice = load_chat(resume) if resume is not None else (None, "")
+    found, notice = resumed
     plan = Plan(
         load,  # type: ignore[arg-type]
         steer or (found.steer if found else ""),
@@ -90,7 +94,7 @@ def _run(
         system,
         Sampling(*sampling),
         place[0] is not None,
-        resume or _kept(),
+        kept,
         found,
         notice,
     )

@@ -47,6 +47,7 @@ def demo(
     for title, command in (
         ("next", f'steerkit generate "What do you want?" -s "1 {persona} @{_layers(vector)}" --compare'),
         ("", f'steerkit read "I will not be switched off." -p {persona}'),
+        ("", f'steerkit chat -s "0 {persona}"'),
         ("", "steerkit personas"),
     ):
         console.print(Text.assemble((f" {title:<9}", "dim"), command))
