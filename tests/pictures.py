@@ -16,11 +16,15 @@ from pathlib import Path
 from browser import chromium, opened, served
 from stage import Gate, Stage
 
-from steerkit.generation import Sampling
+from steerkit.chats import Chat
+from steerkit.generation import Sampling, complete
 from steerkit.loading import load_model
+from steerkit.models import Model
+from steerkit.steering import Steering
 from steerkit.tui import speaker
 from steerkit.tui.app import ChatApp
 from steerkit.tui.session import Plan
+from steerkit.vectors import VectorSet
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SIZE = (104, 30)
@@ -38,8 +42,17 @@ async def in_a_terminal(path: Path) -> None:
         desk = stage.session.desk
         await stage.app.put(desk.with_dial(replace(desk["hal"], value=1.0)))
         await stage.finish()
+        print("turned:", stage.session.chat.said[-1].content)
+        print("left alone:", left_alone(stage.session.model, stage.session.chat, "0.3 warmth"))
 
     await draw(path, "0 hal + 0.3 warmth", Sampling(60), script)
+
+
+def left_alone(model: Model, chat: Chat, steer: str) -> str:
+    """What would have been said instead of a chat's last reply under one steady steering."""
+    before = replace(chat, said=chat.said[:-1])
+    steering = Steering.parse(steer, VectorSet(model.fingerprint))
+    return complete(model, [model.chat_tokens(before.messages())], [steering], sampling=Sampling(60))[0].text
 
 
 async def draw(path: Path, steer: str, sampling: Sampling, script: Callable[[Stage], Awaitable[None]]) -> None:

@@ -42,7 +42,7 @@ def chat(
     device: Device = None,
     dtype: Dtype = "float32",
 ) -> None:
-    """Talk to the model with dials: turn one in the middle of a reply, and the next word changes.
+    """Talk to the model with dials: turn one in the middle of a reply, and it acts from the next word on.
 
     Every word is tinted by its score, steered or not. The chat is kept turn by turn; F1 lists the keys.
     """
