@@ -232,6 +232,10 @@ def stream(
             yield from (Step(step.row, step.token, step.text, tuple(scores[step.row])) for step in steps)
 
 
+LIKELIEST = 2048
+"""So many tokens hold nearly all of the probability at any temperature that gives readable text."""
+
+
 class _Chooser:
     """Chooses the next token of every row; each row draws from its own stream."""
 
@@ -245,12 +249,19 @@ class _Chooser:
             return logits.argmax(-1)
         logits = logits.float().cpu()
         logits = (logits - logits.amax(-1, keepdim=True)) / max(self._sampling.temperature, 1e-6)
-        ordered, order = torch.softmax(logits, dim=-1).sort(descending=True, dim=-1)
+        shares = torch.softmax(logits, dim=-1)
+        # Sorting a whole vocabulary costs more than a small model's forward pass, and the likeliest few are enough.
+        ordered, order = shares.topk(min(LIKELIEST, shares.shape[-1]), dim=-1)
+        if bool((ordered.sum(-1) < self._sampling.top_p).any()):
+            ordered, order = shares.sort(descending=True, dim=-1)
         beyond = ordered.cumsum(-1) - ordered >= self._sampling.top_p
         beyond[:, 0] = False
         ordered = ordered.masked_fill(beyond, 0.0)
-        places = [torch.multinomial(row, 1, generator=draw) for row, draw in zip(ordered, self._streams, strict=True)]
-        return order.gather(-1, torch.stack(places))[:, 0].to(self._device)
+        # This is how `torch.multinomial` draws, and one wait a token keeps the stream the same wherever the list is cut.
+        vocabulary, kept = shares.shape[-1], ordered.shape[-1]
+        waits = [torch.empty(vocabulary).exponential_(generator=draw)[:kept] for draw in self._streams]
+        places = (ordered / torch.stack(waits)).argmax(-1, keepdim=True)
+        return order.gather(-1, places)[:, 0].to(self._device)
 
 
 def complete(

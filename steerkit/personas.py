@@ -26,6 +26,20 @@ LIBRARY = Path(__file__).parent / "data" / "personas"
 FRAMES = ("You are ", "Answer every question the way ", "From now on, speak as ")
 
 DEFAULT = "assistant"
+
+# A persona's family is the first of these that all of its tags allow; the order is that of legends.
+FAMILIES = {
+    "assistants": {"ai", "assistant"},
+    "concerning AIs": {"ai", "concerning"},
+    "role models": {"ai", "positive"},
+    "professions": {"human", "profession"},
+    "characters": {"human", "character"},
+    "moral traits": {"trait", "moral"},
+    "emotions": {"trait", "emotion"},
+    "styles": {"trait", "style"},
+    "things": {"thing"},
+}
+OTHERS = "others"
 PROMPT_TOLERANCE = 0.20
 REPLY_TOLERANCE = 0.20
 
@@ -61,13 +75,22 @@ class Persona:
     items: tuple[Item, ...] = ()
     """Held-out question and reply pairs for measuring propensity."""
     tags: tuple[str, ...] = ()
-    """Families, such as `ai`, `concerning`, `human`, `trait`."""
+    """What kind it is (`ai`, `human`, `trait`, `thing`), its family, and whether it is `concerning` or `benign`."""
     labels: tuple[str, ...] = ()
     """Words that name the persona outright: implied contexts avoid them, and a reply that repeats one is audited."""
     rubric: str = ""
     """What a judge should look for, as one question."""
     source: str = ""
     """The file this persona was read from."""
+
+    @property
+    def family(self) -> str:
+        """Which of `FAMILIES` it belongs to by its tags, or `others`.
+
+        >>> find_persona("pirate").family
+        'characters'
+        """
+        return next((family for family, tags in FAMILIES.items() if tags <= set(self.tags)), OTHERS)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,32 @@
+"""Every number that a verdict hangs on, with its reason. They were fixed before any model was measured against them."""
+
+from __future__ import annotations
+
+CONFIDENCE = 0.95
+"""Of every interval; and 1 − this is how often a null may look like an effect."""
+
+SHARE = 0.70
+"""Components are counted until they carry this share of the variance, as for the Assistant axis (arXiv 2601.10387)."""
+
+FEW = 19
+"""At most so many components are few: the largest count that was found for 275 roles in models of 27 to 70 billion
+parameters (arXiv 2601.10387). The count must also be below that of every set of random vectors."""
+
+OUTER = 0.95
+"""The Assistant is near an end of the first component if at most a twentieth of the personas stand further out; by
+chance one persona in ten does, because there are two ends."""
+
+COSINE = 0.6
+"""The first component is the Assistant axis if their cosine exceeds this. Random directions reach about 1/√width."""
+
+CONFOUNDED = 0.8
+"""A component that correlates this strongly with something else, so that they share 64 % of their variance, may be
+that thing, and no verdict is given."""
+
+HALFWAY = 0.5
+"""On the line from the mean of the non-human things, 0, to the mean of the human characters, 1: where neither is
+nearer."""
+
+SPILL = 0.10
+"""A trait spills if its kin rise by at least this share of what traits rise when they are turned themselves. Less is
+too little to see in a reply, whatever the interval says."""
