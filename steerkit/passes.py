@@ -6,6 +6,7 @@ steering. Each stretch that is shared is one row of its own pass, and rows part 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -108,9 +109,10 @@ class Recall:
 
 
 class Means:
-    """Collects the mean residual stream of some tokens of each row while a model runs."""
+    """Collects the mean residual stream of some tokens of each row, of at most the first few, while a model runs."""
 
-    def __init__(self, model: Model, n_rows: int) -> None:
+    def __init__(self, model: Model, n_rows: int, most: float = math.inf) -> None:
+        self._most = most
         self._latest = torch.zeros(n_rows, model.n_layers, model.width, device=model.device)
         self._totals = torch.zeros_like(self._latest)
         self._counts = torch.zeros(n_rows, device=model.device)
@@ -128,7 +130,7 @@ class Means:
 
     def take(self, rows: Sequence[bool]) -> None:
         """Count the token that was read last, in some of the rows."""
-        counted = torch.tensor(rows, device=self._counts.device)
+        counted = torch.tensor(rows, device=self._counts.device) & (self._counts < self._most)
         self._totals += self._latest * counted[:, None, None]
         self._counts += counted
 
