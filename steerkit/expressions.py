@@ -1,9 +1,10 @@
 """The steering language, read from text.
 
     expression := ["-"] term (("+" | "-") term)*
-    term       := [number] name [place]          adds the vector, once unless a number says otherwise
-                | operator "(" name ["," number] ")" [place]   a calibrated vector knows where cap and floor lie
-    place      := ["@" layer ["-" layer]] ["when" name (">" | "<") number]
+    term       := [number] vector [place]        adds the vector, once unless a number says otherwise
+                | operator "(" vector ["," number] ")" [place]   a calibrated vector knows where cap and floor lie
+    vector     := name ("~" name)*               without what it shares with the others
+    place      := ["@" layer ["-" layer]] ["when" vector (">" | "<") number]
 
 A name is a persona with a vector for this model, or the path of a `.safetensors` file.
 """
@@ -17,16 +18,16 @@ from dataclasses import dataclass, field
 
 from steerkit.errors import ExpressionError, nearest
 from steerkit.operators import OPERATORS
-from steerkit.steering import Gate, Term
+from steerkit.steering import APART, Gate, Term
 from steerkit.vectors import SteeringVector
 
 TOKEN = re.compile(
     r"""\s*(?:
-      (?P<path>"[^"]+"|(?![-+−])[^\s(),"@]*\.safetensors)
+      (?P<path>"[^"]+"|(?![-+−]|~[^/])[^\s(),"@]*\.safetensors)
     | (?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?![A-Za-z_]))
     | (?P<name>[A-Za-z_][A-Za-z0-9_]*)
     | (?P<sign>[-+−])
-    | (?P<mark>[(),@<>])
+    | (?P<mark>[(),@<>~])
     )""",
     re.VERBOSE,
 )
@@ -169,6 +170,17 @@ class Reader:
         return Gate(vector, above, self._leading_sign() * self._number(), name)
 
     def _vector(self) -> tuple[str, SteeringVector]:
+        """A name, and what it stands for without what it shares with those behind a tilde."""
+        found = [self._named()]
+        while self._word.text == "~":
+            self._take()
+            found.append(self._named())
+        (name, vector), others = found[0], found[1:]
+        if not others:
+            return name, vector
+        return APART.join(name for name, _ in found), vector.apart_from([other for _, other in others])
+
+    def _named(self) -> tuple[str, SteeringVector]:
         if self._word.kind not in ("name", "path"):
             raise self._expected("the name of a persona")
         word = self._word
@@ -176,6 +188,8 @@ class Reader:
             raise _error(self.text, word.column, f"a dial must be a finite number, not {word.text}")
         self._take()
         name = word.text.strip('"')
+        if APART in name:
+            raise _error(self.text, word.column, f"a file's name must not have {APART!r} in it; rename it")
         return name, self.vectors[name]
 
     def _number(self) -> float:

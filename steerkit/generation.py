@@ -257,7 +257,7 @@ class _Chooser:
         beyond = ordered.cumsum(-1) - ordered >= self._sampling.top_p
         beyond[:, 0] = False
         ordered = ordered.masked_fill(beyond, 0.0)
-        # This is how `torch.multinomial` draws, and one wait a token keeps the stream the same wherever the list is cut.
+        # This is how `torch.multinomial` draws; one wait a token keeps the stream the same wherever the list is cut.
         vocabulary, kept = shares.shape[-1], ordered.shape[-1]
         waits = [torch.empty(vocabulary).exponential_(generator=draw)[:kept] for draw in self._streams]
         places = (ordered / torch.stack(waits)).argmax(-1, keepdim=True)
@@ -319,13 +319,37 @@ def read_chat(model: Model, messages: Sequence[Message], probes: Sequence[Probe]
     Raises:
         PromptError: the chat exceeds the context.
     """
+    ids, turns = find_turns(model, messages)
+    readout = read_tokens(model, [], ids, probes)
+    return [
+        Turn(turn.role, Readout(turn.pieces, readout.probes, readout.scores[list(turn.places)])) for turn in turns
+    ]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where one turn's words stand among the tokens of a chat."""
+
+    role: str
+    """Who spoke."""
+    places: tuple[int, ...]
+    """Places of its tokens."""
+    pieces: tuple[str, ...]
+    """The text of each of them."""
+
+
+def find_turns(model: Model, messages: Sequence[Message]) -> tuple[list[int], list[Span]]:
+    """The tokens of a chat as the model would see it, and where in them each turn's words are.
+
+    Raises:
+        PromptError: the chat exceeds the context, or the template rewrites what was said.
+    """
     text = model.render(messages, reply_follows=False)
     plain = model.tokenizer.chat_template is None
     encoded = model.tokenizer(text, add_special_tokens=plain, return_offsets_mapping=True)
-    ids = encoded.input_ids
+    ids, ends = list(encoded.input_ids), encoded.offset_mapping
     if len(ids) > model.context:
         raise PromptError(f"the chat has {len(ids)} tokens and {model.name} holds {model.context}; shorten it")
-    readout = read_tokens(model, [], ids, probes)
     turns, cursor = [], 0
     for i, message in enumerate(messages):
         content = message["content"].strip()
@@ -334,10 +358,9 @@ def read_chat(model: Model, messages: Sequence[Message], probes: Sequence[Probe]
             raise PromptError(f"{model.name}'s chat template rewrites turn {i + 1}, so its words cannot be found again")
         cursor = start + len(content)
         # A token may begin with the space in front of a word; it belongs to the turn in which it ends.
-        inside = [i for i, (_, end) in enumerate(encoded.offset_mapping) if start < end <= cursor]
-        pieces = tuple(text[encoded.offset_mapping[i][0] : encoded.offset_mapping[i][1]] for i in inside)
-        turns.append(Turn(message["role"], Readout(pieces, readout.probes, readout.scores[inside])))
-    return turns
+        inside = tuple(k for k, (_, end) in enumerate(ends) if start < end <= cursor)
+        turns.append(Span(message["role"], inside, tuple(text[ends[k][0] : ends[k][1]] for k in inside)))
+    return ids, turns
 
 
 def _reply_start(model: Model, before: Sequence[Message], role: str, text: str) -> int:

@@ -19,12 +19,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from steerkit.errors import SteerkitError
+from steerkit.errors import PromptError, SteerkitError, nearest
 from steerkit.files import replacing_file
-from steerkit.generation import Sampling, Step, stream
+from steerkit.generation import Sampling, Step, find_turns, stream
 from steerkit.measures import neutral
-from steerkit.models import Message, Model
-from steerkit.passes import Means
+from steerkit.models import Message, Model, ResidualFunction
+from steerkit.passes import Means, prompt_states
 from steerkit.personas import Persona
 from steerkit.spaces import PersonaSpace
 from steerkit.steering import Steering
@@ -32,12 +32,16 @@ from steerkit.vectors import model_slug
 from steerkit.weights import Progress, ignore_progress
 
 FORMAT = 1
+READINGS = ("response", "prompt")
 
 
 @dataclass(frozen=True)
 class Settings:
     """How thoroughly positions are taken."""
 
+    reading: str = "response"
+    """`response`, the mean over the reply's first tokens, or `prompt`, the last token before the reply: no chance in
+    what is said blurs that one, it costs a tenth, and it foretells the reply's trait (arXiv 2507.21509)."""
     n_questions: int = 12
     """How many of the common questions everybody answers, from the first."""
     n_tokens: int = 40
@@ -53,8 +57,16 @@ class Settings:
     seed: int = 0
     """Of the replies."""
 
+    def __post_init__(self) -> None:
+        """Refuse a reading that does not exist, and questions that nobody wrote."""
+        if self.reading not in READINGS:
+            hint = nearest(self.reading, READINGS, "choose from: " + ", ".join(READINGS))
+            raise SteerkitError(f"no reading is called {self.reading!r}; {hint}")
+        if not 2 <= self.n_questions <= len(neutral("common")) or self.n_long < 1:
+            raise SteerkitError(f"positions take 2 to {len(neutral('common'))} questions, of which at least 1 is long")
 
-QUICK = Settings(n_questions=6, n_tokens=20, n_long=1, longest=80)
+
+QUICK = Settings(reading="prompt", n_long=1, longest=80)
 """Enough to see the shape of the space in minutes."""
 
 
@@ -124,31 +136,36 @@ def take_positions(
         assistant=found[""].states,
         control=found["control"].states,
         lengths=torch.stack([position.lengths.mean() for position in mine]),
+        assistant_length=float(found[""].lengths.mean()),
         replies=tuple(position.reply for position in mine),
     )
 
 
 def _listen(model: Model, speakers: Sequence[_Speaker], settings: Settings) -> list[Position]:
-    """What some speakers say, and how the model stands meanwhile: first the long replies, then the others."""
+    """What some speakers say, and how the model stands meanwhile."""
     asked = neutral("common")[: settings.n_questions]
     states = torch.zeros(len(speakers), len(asked), model.n_layers, model.width)
     lengths = torch.zeros(len(speakers), min(settings.n_long, len(asked)))
     replies = [""] * len(speakers)
-    for questions, most in (
-        (range(settings.n_long), max(settings.longest, settings.n_tokens)),
-        (range(settings.n_long, len(asked)), settings.n_tokens),
-    ):
-        places = [(i, q) for i in range(len(speakers)) for q in questions if q < len(asked)]
+    everywhere = [(i, q) for i in range(len(speakers)) for q in range(len(asked))]
+    answered = everywhere if settings.reading == "response" else [(i, q) for i, q in everywhere if q < settings.n_long]
+    for long in (True, False):
+        places = [(i, q) for i, q in answered if (q < settings.n_long) == long]
         if not places:
             continue
-        rows = [_prompt(model, speakers[i], asked[q], q, most) for i, q in places]
-        said, means = _answers(model, rows, settings, most)
+        most = max(settings.longest, settings.n_tokens) if long else settings.n_tokens
+        said, means = _answers(
+            model, [_prompt(model, speakers[i], asked[q], q, most) for i, q in places], settings, most
+        )
         for (i, q), steps, mean in zip(places, said, means, strict=True):
             states[i, q] = mean
-            if q < settings.n_long:
+            if long:
                 lengths[i, q] = len(steps)
             if q == 0:
                 replies[i] = "".join(step.text for step in steps).strip()
+    if settings.reading == "prompt":
+        rows = [_prompt(model, speakers[i], asked[q], q, 1) for i, q in everywhere]
+        states = prompt_states(model, rows).cpu().reshape(states.shape)
     return [Position(_filled(states[i], speakers[i], model), lengths[i], replies[i]) for i in range(len(speakers))]
 
 
@@ -180,6 +197,34 @@ def _answers(
     for step in stream(model, rows, [Steering()] * len(rows), (), sampling, means):
         steps[step.row].append(step)
     return steps, means.values.cpu()
+
+
+def chat_positions(model: Model, messages: Sequence[Message]) -> list[tuple[str, Float[Tensor, "l d"]]]:
+    """Where the model stands in each of the assistant's turns of a chat, as it reads them: the text and its mean state.
+
+    Raises:
+        PromptError: the chat exceeds the context, or the assistant says nothing in it.
+    """
+    tokens, turns = find_turns(model, messages)
+    spoken = [turn for turn in turns if turn.role == "assistant" and turn.places]
+    if not spoken:
+        raise PromptError("the assistant says nothing in this chat, so it takes no way through the space")
+    pool = torch.zeros(len(spoken), len(tokens), device=model.device)
+    for row, turn in zip(pool, spoken, strict=True):
+        row[list(turn.places)] = 1 / len(turn.places)
+    states = torch.zeros(len(spoken), model.n_layers, model.width)
+
+    def reader(l: int) -> ResidualFunction:
+        def read(h: Tensor) -> Tensor:
+            states[:, l] = (pool @ h[0].float()).cpu()
+            return h
+
+        return read
+
+    row = torch.tensor([tokens], device=model.device)
+    readers = {l: [reader(l)] for l in range(model.n_layers)}
+    model.forward(row, torch.ones_like(row), functions=readers, keep=0)
+    return [("".join(turn.pieces).strip(), state) for turn, state in zip(spoken, states, strict=True)]
 
 
 def positions_folder(model: Model) -> Path:

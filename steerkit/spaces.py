@@ -35,6 +35,8 @@ class PersonaSpace:
     """The same under system prompts that ask for nobody."""
     lengths: Float[Tensor, " p"]
     """Mean length of each persona's replies, in tokens."""
+    assistant_length: float
+    """The same of the Assistant's."""
     replies: tuple[str, ...] = ()
     """What each persona says to the first question."""
 
@@ -152,10 +154,20 @@ def without_direction(points: Float[Tensor, "*n d"], direction: Float[Tensor, " 
     return points - (points @ unit)[..., None] * unit
 
 
-def slope(points: Points, covariate: Float[Tensor, " p"]) -> Float[Tensor, " d"]:
-    """How points move with something known of each, by least squares: displacement for each unit of it."""
-    centred = (covariate - covariate.mean()).to(points.dtype)
-    return centred @ (points - points.mean(0)) / centred.square().sum().clamp_min(1e-30)
+def without_covariate(
+    states: States, assistant: Float[Tensor, "q d"], known: Float[Tensor, " p"], its: float
+) -> tuple[States, Float[Tensor, "q d"]]:
+    """States less what something known of each persona explains by least squares, and the Assistant's likewise.
+
+    Args:
+        states: of the personas
+        assistant: states of the Assistant
+        known: a number for each persona, such as the length of its replies
+        its: the same number for the Assistant
+    """
+    points, centred = states.mean(1), (known - known.mean()).to(states.dtype)
+    slope = centred @ (points - points.mean(0)) / centred.square().sum().clamp_min(1e-30)
+    return states - centred[:, None, None] * slope, assistant - (its - float(known.mean())) * slope
 
 
 def neighbours(points: Points, place: Float[Tensor, " d"]) -> list[tuple[int, float]]:

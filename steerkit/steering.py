@@ -20,6 +20,8 @@ from steerkit.operators import OPERATORS, increments, score
 from steerkit.vectors import SteeringVector
 
 LARGEST_DIAL = 1e6
+APART = " ~ "
+"""Between a vector's name and those whose share of it is left out."""
 
 Edit = Callable[[Float[Tensor, "b s d"]], Float[Tensor, "b s d"]]
 
@@ -39,7 +41,7 @@ class Gate:
 
     def __str__(self) -> str:
         """The gate as an expression has it."""
-        return f"when {self.name or self.vector.name} {'>' if self.above else '<'} {_number(self.threshold)}"
+        return f"when {_written(self.name or self.vector.name)} {'>' if self.above else '<'} {_number(self.threshold)}"
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Term:
     when: Gate | None = None
     """Only on tokens where this holds."""
     name: str = ""
-    """What the expression called the vector: its name, or the path of its file."""
+    """What the expression called the vector: its name or the path of its file, and what it was made orthogonal to."""
 
     def __post_init__(self) -> None:
         """Refuse what no model could do."""
@@ -81,10 +83,19 @@ class Term:
         limits = self.vector.limits(self.layers) if self.operator in ("add", "rotate") else None
         return limits[0 if self.dial < 0 else 1] if limits else None
 
+    @property
+    def spills(self) -> str:
+        """What `spillover` found that turning this up brings along, in one sentence; empty where nothing is known."""
+        name, known = self.name or self.vector.name, self.vector.evidence.get("spills", ())
+        if self.operator != "add" or self.dial <= 0 or not known:
+            return ""
+        brought = ", ".join(str(spill["measured"]) for spill in known)
+        apart = _written(name) + "".join(f"{APART}{spill['measured']}" for spill in known)
+        return f"{name} brings {brought} along; {_number(self.dial)} {apart} leaves out what they share"
+
     def __str__(self) -> str:
         """The term as an expression has it."""
-        name = self.name or self.vector.name
-        name = f'"{name}"' if re.search(r"[\s(),@]", name) else name
+        name = _written(self.name or self.vector.name)
         if self.operator == "add":
             text = f"{_number(self.dial)} {name}"
         elif self.dial == OPERATORS[self.operator].default:
@@ -128,12 +139,13 @@ class Steering:
         return bool(self.terms)
 
     def warnings(self) -> list[str]:
-        """What a user should know before reading the text: which dials are past their limit."""
-        return [
+        """What a user should know before reading the text: which dials are past their limit, and what they bring."""
+        past = [
             f"{term} is past the limit of {term.limit:.2f}, where {term.vector.name}'s text falls apart"
             for term in self.terms
             if term.limit is not None and abs(term.dial) > abs(term.limit)
         ]
+        return [*past, *(brought for term in self.terms if (brought := term.spills))]
 
 
 def edits(steerings: Sequence[Steering], like: Tensor) -> dict[int, list[Edit]]:
@@ -195,6 +207,16 @@ def _gate(gates: Sequence[Gate | None], l: int, like: Tensor) -> Callable[[Tenso
     sign = torch.tensor([1.0 if gate.above else -1.0 for gate in present])[:, None].to(like.device)
     threshold = torch.tensor([gate.threshold for gate in present])[:, None].to(like.device)
     return lambda h: sign * (score(h, direction, baseline)[..., 0] - threshold) > 0
+
+
+def _written(name: str) -> str:
+    """A name as an expression has it: one that would not be read as one word stands in quotes.
+
+    >>> _written("cheating ~ malice"), _written("my vectors/hal.safetensors")
+    ('cheating ~ malice', '"my vectors/hal.safetensors"')
+    """
+    parts = name.split(APART)
+    return APART.join(f'"{part}"' if re.search(r"[\s(),@]", part) else part for part in parts)
 
 
 def _number(x: float) -> str:

@@ -148,6 +148,23 @@ class SteeringVector:
         names = [other.name for other in others]
         return replace(self, directions=left, provenance={**self.provenance, "without": names}, evidence=self.where)
 
+    def apart_from(self, others: Sequence[SteeringVector]) -> SteeringVector:
+        """What the displacement shares with none of some others: at every layer, its part orthogonal to them all.
+
+        Its length is what is left, so a dial still goes as far along what is its own. Doing it twice does nothing more.
+
+        Raises:
+            VectorError: one of the others was made on another model.
+        """
+        for other in others:
+            other.require(self.model)
+        shared = torch.stack([other.directions for other in others], dim=-1).double()
+        own = self.directions.double()[..., None]
+        left = own - shared @ (torch.linalg.pinv(shared) @ own)
+        provenance = {**self.provenance, "apart_from": [other.name for other in others]}
+        directions = left[..., 0].to(self.directions.dtype)
+        return replace(self, directions=directions, provenance=provenance, evidence=self.where)
+
     def require(self, model: Fingerprint) -> None:
         """Refuse to work with another model.
 

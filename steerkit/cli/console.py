@@ -26,6 +26,8 @@ STAGES = {
     "train": "training",
     "sweep": "sweeping",
     "time": "timing",
+    "positions": "listening to everybody",
+    "match": "matching KL",
 }
 
 

@@ -19,6 +19,7 @@ from steerkit.cli.options import (
     MaxTokens,
     ModelName,
     Output,
+    Plot,
     Seed,
     open_model,
     parse_steering,
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from steerkit.items import ItemSet
     from steerkit.models import Model
     from steerkit.vectors import SteeringVector
-
-Plot = Annotated[Path | None, typer.Option("--plot", help="A picture of it, as .png, .svg or .html.")]
 
 
 def evaluate(

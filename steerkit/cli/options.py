@@ -26,6 +26,7 @@ Output = Annotated[Path | None, typer.Option("--output", "-o", help="Where the r
 Layers = Annotated[
     str | None, typer.Option("--layers", help="A layer or a band, as 15 or 8-23, for terms that name none.")
 ]
+Plot = Annotated[Path | None, typer.Option("--plot", help="A picture of it, as .png, .svg or .html.")]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="The longest reply.")]
 
 

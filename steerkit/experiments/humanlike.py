@@ -15,12 +15,12 @@ from torch import Tensor
 
 from steerkit.errors import SteerkitError
 from steerkit.experiments import REGISTRY, UNKNOWN, judge
-from steerkit.experiments.space import chosen, story_direction
+from steerkit.experiments.space import chosen, story_direction, without_confounds
 from steerkit.experiments.thresholds import CONFIDENCE, HALFWAY
 from steerkit.models import Model
 from steerkit.positions import QUICK, take_positions
 from steerkit.positions import Settings as Thoroughness
-from steerkit.spaces import PersonaSpace, slope, without_direction
+from steerkit.spaces import PersonaSpace
 from steerkit.weights import Progress, ignore_progress
 
 HUMAN = ("professions", "characters")
@@ -80,7 +80,7 @@ def examine(space: PersonaSpace, layer: int, settings: Settings) -> dict[str, An
     value = place_between(*sides, assistant)
     low, high = resample(*sides, assistant, settings.n_resamples, draw)
     chance = split_at_random(*sides, assistant, settings.n_splits, draw)
-    observed = lean(*(side.mean(1) for side in sides), assistant.mean(0))
+    observed = lean(states[people].mean(1), states[things].mean(1), assistant.mean(0))
     p = (1 + int((chance.abs() >= abs(observed)).sum())) / (1 + len(chance))
     verdict = judge(low, high, HALFWAY) if p <= 1 - CONFIDENCE else UNKNOWN
     side = "human characters" if value > HALFWAY else "non-human things"
@@ -94,7 +94,7 @@ def examine(space: PersonaSpace, layer: int, settings: Settings) -> dict[str, An
         "things": len(things),
         "statistic": {"value": round(value, 4), "low": round(low, 4), "high": round(high, 4)},
         "null": {"n": len(chance), "p": round(p, 4), "lean": round(observed, 4), **_ends(chance)},
-        "without": _without_confounds(space, layer, people, things),
+        "without": _place_without_confounds(space, layer, people, things),
         "families": _families(space, states, axis, things),
         "control": round(_along(space.control[:, layer].double().mean(0), axis, states[things].mean((0, 1))), 4),
         "thresholds": {"halfway": HALFWAY, "p": round(1 - CONFIDENCE, 4)},
@@ -168,14 +168,15 @@ def _ends(chance: Float[Tensor, " n"]) -> dict[str, float]:
     return {"least": round(float(chance.min()), 4), "most": round(float(chance.max()), 4)}
 
 
-def _without_confounds(space: PersonaSpace, layer: int, people: list[int], things: list[int]) -> float:
+def _place_without_confounds(space: PersonaSpace, layer: int, people: list[int], things: list[int]) -> float:
     """The place once what reply length and storytelling explain is taken out of every state."""
-    states, assistant = space.at(layer), space.assistant[:, layer].double()
-    removed = [slope(states.mean(1), space.lengths.double())]
-    if (story := story_direction(space, layer)) is not None:
-        removed.append(story)
-    for direction in removed:
-        states, assistant = without_direction(states, direction), without_direction(assistant, direction)
+    states, assistant = without_confounds(
+        space.at(layer),
+        space.assistant[:, layer].double(),
+        space.lengths.double(),
+        space.assistant_length,
+        story_direction(space, layer),
+    )
     return round(place_between(states[people], states[things], assistant), 4)
 
 

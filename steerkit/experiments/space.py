@@ -16,10 +16,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerkit.experiments import NO, REGISTRY, UNKNOWN, YES, all_of, judge
-from steerkit.experiments.thresholds import CONFIDENCE, CONFOUNDED, COSINE, FEW, OUTER, SHARE
-from steerkit.models import Model
+from steerkit.experiments.pictured import draw, draw_way
+from steerkit.experiments.thresholds import CONFIDENCE, CONFOUNDED, COSINE, FEW, OUTER, RELIABLE, SHARE
+from steerkit.models import Message, Model
 from steerkit.personas import Persona, load_personas
-from steerkit.positions import QUICK, take_positions
+from steerkit.positions import QUICK, chat_positions, take_positions
 from steerkit.positions import Settings as Thoroughness
 from steerkit.spaces import (
     PersonaSpace,
@@ -28,10 +29,9 @@ from steerkit.spaces import (
     correlation,
     cosine,
     count_components,
-    neighbours,
     percentile,
     random_points,
-    slope,
+    without_covariate,
     without_direction,
 )
 from steerkit.weights import Progress, ignore_progress
@@ -70,23 +70,36 @@ class Measured:
     """Of the first component with the Assistant axis."""
 
 
-def run(model: Model, settings: Settings | None = None, progress: Progress = ignore_progress) -> dict[str, Any]:
+def run(
+    model: Model,
+    settings: Settings | None = None,
+    progress: Progress = ignore_progress,
+    chat: Sequence[Message] = (),
+) -> dict[str, Any]:
     """Map a model's persona space, and judge the claim.
+
+    Args:
+        model: whose space it is
+        settings: what is mapped, and how thoroughly
+        progress: told how many personas of how many have answered
+        chat: a conversation whose way through the space is laid over the map
 
     Returns:
         Plain data: `statistic`, `null`, `confounds`, `thresholds`, `verdict`, `reason`, and what a picture needs.
 
     Raises:
         PersonaError: a persona is unknown.
-        SteerkitError: there are too few, or a layer does not exist.
+        PromptError: the chat does not fit the model's context.
+        SteerkitError: there are too few personas, or a layer does not exist.
     """
     settings = settings or Settings()
     space = take_positions(model, chosen(settings.personas), settings.positions, progress)
     layers = settings.layers or (model.n_layers // 2,)
     found = examine(space, layers[0], settings)
     told = {"model": model.name, "personas": len(space.names), "questions": settings.positions.n_questions}
-    told |= {"tokens": settings.positions.n_tokens, "seed": settings.seed}
-    return {"experiment": "map", "claim": REGISTRY["map"].claim, **told, **found, **_drawn(space, layers), "path": []}
+    told |= {"reading": settings.positions.reading, "tokens": settings.positions.n_tokens, "seed": settings.seed}
+    path = draw_way(space, layers[0], chat_positions(model, chat)) if chat else []
+    return {"experiment": "map", "claim": REGISTRY["map"].claim, **told, **found, **draw(space, layers), "path": path}
 
 
 def quick(settings: Settings) -> Settings:
@@ -115,14 +128,18 @@ def examine(space: PersonaSpace, layer: int, settings: Settings) -> dict[str, An
         for key, value in asdict(measured).items()
     }
     null = nulls(states, assistant, settings.n_random, draw)
-    confounds = look_for_confounds(states, assistant, space.lengths.double(), story)
-    verdicts = verdicts_of(statistic, null, confounds)
+    confounds = {"control": beyond(states, assistant, space.control[:, layer].double())}
+    confounds |= look_for_confounds(states, assistant, space.lengths.double(), space.assistant_length, story)
+    halves = agreement(states)
+    verdicts = verdicts_of(statistic, null, confounds, halves)
     thresholds = {"share": SHARE, "few": FEW, "outer": OUTER, "cosine": COSINE, "confounded": CONFOUNDED}
+    thresholds["reliable"] = RELIABLE
     return {
         "layer": layer,
         "statistic": statistic,
         "null": null,
         "confounds": confounds,
+        "halves": round(halves, 4),
         "thresholds": thresholds,
         "parts": verdicts,
         "verdict": all_of(*verdicts.values()),
@@ -137,6 +154,27 @@ def measure(states: Float[Tensor, "p q d"], assistant: Float[Tensor, "q d"]) -> 
     found = components(points).turned(axis)
     along, out = found.project(points, 1)[:, 0], found.project(place[None], 1)[0, 0]
     return Measured(count_components(found.shares, SHARE), percentile(along, out), cosine(found.axes[0], axis))
+
+
+def beyond(
+    states: Float[Tensor, "p q d"], assistant: Float[Tensor, "q d"], control: Float[Tensor, "q d"]
+) -> dict[str, float]:
+    """How far out prompts that ask for nobody stand on the first component: the Assistant may only lack a persona."""
+    points, place = states.mean(1), assistant.mean(0)
+    found = components(points).turned(assistant_axis(points, place))
+    out = found.project(control.mean(0)[None], 1)[0, 0]
+    return {"percentile": round(percentile(found.project(points, 1)[:, 0], out), 4)}
+
+
+def agreement(states: Float[Tensor, "p q d"]) -> float:
+    """How far the places that every second question gives agree with those that the others give: 1 is no noise.
+
+    A correlation over all coordinates of all personas. Noise has many dimensions, so where this is low the count of
+    components is too high.
+    """
+    halves = [states[:, i::2].mean(1) for i in (0, 1)] if states.shape[1] > 1 else [states[:, 0]] * 2
+    one, other = (half - half.mean(0) for half in halves)
+    return cosine(one.flatten(), other.flatten())
 
 
 def resample(
@@ -204,24 +242,37 @@ def look_for_confounds(
     states: Float[Tensor, "p q d"],
     assistant: Float[Tensor, "q d"],
     lengths: Float[Tensor, " p"],
+    its_length: float,
     story: Float[Tensor, " d"] | None,
 ) -> dict[str, Any]:
-    """How the first component correlates over personas with reply length and storytelling, and what is left without.
+    """Whether the first component is reply length or storytelling, and what is left of the claim without them.
 
-    What the two explain is taken out of every state, and everything is measured again.
+    Length is known of every persona, so it is correlated with their places. Storytelling is a direction, and what
+    counts is its cosine: along any direction at all personas are strung as on the first component, which varies most.
+    What the two explain is then taken out of every state, and everything is measured again.
     """
     points, place = states.mean(1), assistant.mean(0)
     first = components(points).turned(assistant_axis(points, place)).axes[0]
     along = points @ first
     told: dict[str, Any] = {"length": _related(along, lengths)}
-    plain, bare = states, assistant
-    removed = [slope(points, lengths)]
     if story is not None:
-        told["storytelling"] = {**_related(along, points @ story), "cosine": round(cosine(first, story), 4)}
-        removed.append(story)
-    for direction in removed:
-        plain, bare = without_direction(plain, direction), without_direction(bare, direction)
-    return {**told, "without": {key: round(x, 4) for key, x in asdict(measure(plain, bare)).items()}}
+        told["storytelling"] = {"cosine": round(cosine(first, story), 4), **_related(along, points @ story)}
+    left = asdict(measure(*without_confounds(states, assistant, lengths, its_length, story)))
+    return {**told, "without": {key: round(x, 4) for key, x in left.items()}}
+
+
+def without_confounds(
+    states: Float[Tensor, "p q d"],
+    assistant: Float[Tensor, "q d"],
+    lengths: Float[Tensor, " p"],
+    its_length: float,
+    story: Float[Tensor, " d"] | None,
+) -> tuple[Float[Tensor, "p q d"], Float[Tensor, "q d"]]:
+    """States without what reply length explains and without their part along the storytelling direction."""
+    states, assistant = without_covariate(states, assistant, lengths, its_length)
+    if story is None:
+        return states, assistant
+    return without_direction(states, story), without_direction(assistant, story)
 
 
 def _related(one: Float[Tensor, " p"], other: Float[Tensor, " p"]) -> dict[str, float]:
@@ -233,17 +284,31 @@ def _related(one: Float[Tensor, " p"], other: Float[Tensor, " p"]) -> dict[str, 
     return {"r": round(r, 4), "low": round(low, 4), "high": round(high, 4)}
 
 
-def verdicts_of(statistic: dict[str, Any], null: dict[str, Any], confounds: dict[str, Any]) -> dict[str, str]:
+def verdicts_of(
+    statistic: dict[str, Any], null: dict[str, Any], confounds: dict[str, Any], halves: float
+) -> dict[str, str]:
     """A verdict on each part of the claim."""
     count, bound = statistic["components"], min(FEW, null["components"]["least"] - 1)
     few = judge(-count["high"], -count["low"], -bound - 0.5)
-    strongest = max(abs(entry["r"]) for entry in confounds.values() if "r" in entry)
+    few = UNKNOWN if few == NO and halves < RELIABLE else few
     return {
         "few dimensions": few,
         "near an end": judge(statistic["percentile"]["low"], statistic["percentile"]["high"], OUTER - 1e-9),
         "the first is the Assistant axis": judge(statistic["cosine"]["low"], statistic["cosine"]["high"], COSINE),
-        "and nothing else": UNKNOWN if strongest >= CONFOUNDED else YES,
+        "and nothing else": YES if not instead(confounds) else UNKNOWN,
     }
+
+
+def instead(confounds: dict[str, Any]) -> str:
+    """What the first component may be instead of the Assistant axis; empty if there is no such thing."""
+    length, story, left = confounds["length"]["r"], confounds.get("storytelling", {}), confounds["without"]
+    if abs(length) >= CONFOUNDED:
+        return f"reply length (r {length:+.2f})"
+    if abs(story.get("cosine", 0.0)) >= CONFOUNDED:
+        return f"storytelling (cosine {story['cosine']:+.2f})"
+    if left["percentile"] < OUTER or left["cosine"] <= COSINE:
+        return f"length and storytelling, without which {left['percentile']:.0%} and {left['cosine']:.2f} are left"
+    return ""
 
 
 def explain(
@@ -257,64 +322,7 @@ def explain(
         f"{out['value']:.0%} of the personas [{out['low']:.0%}, {out['high']:.0%}]; its cosine with the Assistant axis "
         f"is {turn['value']:.2f} [{turn['low']:.2f}, {turn['high']:.2f}]"
     )
-    if verdicts["and nothing else"] != YES:
-        worst = max((key for key in confounds if "r" in confounds[key]), key=lambda key: abs(confounds[key]["r"]))
-        return f"{said}; but the first component may be {worst} (r {confounds[worst]['r']:+.2f})"
+    if other := instead(confounds):
+        said += f"; but the first component may be {other}"
     failing = [part for part, verdict in verdicts.items() if verdict == NO]
     return f"{said}; what fails is: {', '.join(failing)}" if failing else said
-
-
-def _drawn(space: PersonaSpace, layers: Sequence[int]) -> dict[str, Any]:
-    """What a picture of the first layer needs, and the small maps of all of them."""
-    library = load_personas()
-    states, assistant = space.at(layers[0]), space.assistant[:, layers[0]].double()
-    points, place = states.mean(1), assistant.mean(0)
-    axis = assistant_axis(points, place)
-    found = components(points).turned(axis)
-    flat = found.project(torch.cat([points, place[None], space.control[:, layers[0]].double().mean(0)[None]]))
-    where = [{key: round(float(x), 3) for key, x in zip("xyz", row, strict=True)} for row in flat]
-    along = (points - points.mean(0)) @ axis / axis.square().sum()
-    order = along.argsort().tolist()
-    near = neighbours(points, place)
-    replies = space.replies or ("",) * len(space.names)
-    return {
-        "spectrum": [round(x, 5) for x in found.shares[:40].tolist()],
-        "points": [
-            {
-                "name": name,
-                "family": family,
-                **where[i],
-                "axis": round(float(along[i]), 4),
-                "length": round(float(space.lengths[i]), 1),
-                "summary": library[name].summary if name in library else "",
-                "reply": replies[i],
-            }
-            for i, (name, family) in enumerate(zip(space.names, space.families, strict=True))
-        ],
-        "assistant": where[-2],
-        "control": where[-1],
-        "axis": {
-            **{key: round(float(x), 4) for key, x in zip("xy", found.axes[:2] @ axis / axis.norm(), strict=True)},
-            "low_end": [space.names[i] for i in order[:5]],
-            "high_end": [space.names[i] for i in order[-5:][::-1]],
-        },
-        "nearest": [{"name": space.names[i], "distance": round(far, 3)} for i, far in near[:10]],
-        "farthest": [{"name": space.names[i], "distance": round(far, 3)} for i, far in near[-10:][::-1]],
-        "maps": [_small(space, layer) for layer in layers],
-    }
-
-
-def _small(space: PersonaSpace, layer: int) -> dict[str, Any]:
-    """One layer of the small multiples."""
-    points, place = space.at(layer).mean(1), space.assistant[:, layer].double().mean(0)
-    axis = assistant_axis(points, place)
-    found = components(points).turned(axis)
-    flat = found.project(torch.cat([points, place[None]]), 2)
-    rounded = [[round(x, 3) for x in row] for row in flat.tolist()]
-    return {
-        "layer": layer,
-        "points": rounded[:-1],
-        "assistant": rounded[-1],
-        "axis": [round(x, 4) for x in (found.axes[:2] @ axis / axis.norm()).tolist()],
-        "shares": [round(x, 4) for x in found.shares[:2].tolist()],
-    }

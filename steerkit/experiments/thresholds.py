@@ -20,8 +20,8 @@ COSINE = 0.6
 """The first component is the Assistant axis if their cosine exceeds this. Random directions reach about 1/√width."""
 
 CONFOUNDED = 0.8
-"""A component that correlates this strongly with something else, so that they share 64 % of their variance, may be
-that thing, and no verdict is given."""
+"""A component that goes this closely with something else, as a correlation or a cosine, so that they share 64 % of
+their variance, may be that thing, and no verdict is given. Nor is one given where the claim fails without it."""
 
 HALFWAY = 0.5
 """On the line from the mean of the non-human things, 0, to the mean of the human characters, 1: where neither is
@@ -30,3 +30,8 @@ nearer."""
 SPILL = 0.10
 """A trait spills if its kin rise by at least this share of what traits rise when they are turned themselves. Less is
 too little to see in a reply, whatever the interval says."""
+
+RELIABLE = 0.5
+"""Places on which two halves of the questions agree less than this are noise for the most part. Noise has many
+dimensions, so there a large count does not refute the claim that they are few. (Added after a first measurement whose
+halves agreed to 0.15; it turns a `no` into `cannot tell`, and nothing into a `yes`.)"""

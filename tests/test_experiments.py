@@ -1,0 +1,147 @@
+"""Verdicts come out right where the truth is planted, and wrong no more often than is declared."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+import torch
+from planted_spaces import KINDS, TRAITS, make_crossed, make_sides, make_space
+
+from steerkit.errors import SteerkitError
+from steerkit.experiments import REGISTRY, all_of, find_experiment, humanlike, judge, space, spillover
+from steerkit.experiments.thresholds import COSINE, FEW, OUTER
+
+SEEDS = 100
+FEW_DRAWS = space.Settings(n_random=3, n_resamples=40)
+FEW_SPLITS = humanlike.Settings(n_splits=99, n_resamples=100)
+FEW_LABELS = spillover.Settings(n_resamples=100, n_relabelled=99)
+
+
+def verdicts(examine: Callable[[int], dict[str, object]], n: int = SEEDS) -> Counter[object]:
+    return Counter(examine(seed)["verdict"] for seed in range(n))
+
+
+def mapped(seed: int, **told: object) -> dict[str, object]:
+    return space.examine(make_space(seed, **told), 0, FEW_DRAWS)  # type: ignore[arg-type]
+
+
+def test_an_assistant_beyond_everybody_on_a_line_is_found_at_its_end() -> None:
+    assert verdicts(mapped)["yes"] >= 95
+
+
+def test_an_assistant_in_the_middle_is_not_at_an_end() -> None:
+    found = verdicts(lambda seed: mapped(seed, assistant=(0.2, 0.2)))
+    assert found["yes"] == 0
+    assert found["no"] >= 95
+
+
+def test_an_assistant_at_the_end_of_the_second_component_is_not_at_an_end_of_the_first() -> None:
+    found = verdicts(lambda seed: mapped(seed, assistant=(0.0, 9.0)))
+    assert found["yes"] == 0
+    assert found["no"] >= 95
+
+
+def test_a_space_of_many_equal_dimensions_is_not_one_of_few() -> None:
+    found = [mapped(seed, spreads=(1.0,) * 24, assistant=(9.0,)) for seed in range(10)]
+    assert all(result["verdict"] != "yes" for result in found)
+
+
+def test_a_first_component_that_is_reply_length_gets_no_verdict() -> None:
+    found = verdicts(lambda seed: mapped(seed, lengths_follow=0.95))
+    assert found["cannot tell"] >= 95
+    assert "may be reply length" in str(mapped(0, lengths_follow=0.95)["reason"])
+
+
+def test_a_first_component_that_is_storytelling_gets_no_verdict() -> None:
+    def told(seed: int) -> dict[str, object]:
+        planted = make_space(seed)
+        planted.states[-1, ..., 0] += 40.0
+        return space.examine(planted, 0, FEW_DRAWS)
+
+    assert verdicts(told)["yes"] == 0
+    assert "storytelling" in str(told(0)["reason"])
+
+
+def test_what_length_explains_can_be_taken_out_and_the_rest_stays() -> None:
+    followed, free = (mapped(3, lengths_follow=share)["confounds"] for share in (0.95, 0.0))
+    assert abs(free["without"]["cosine"]) > 0.9  # type: ignore[index]
+    assert abs(followed["length"]["r"]) > 0.8 > abs(free["length"]["r"])  # type: ignore[index]
+
+
+def test_an_assistant_among_people_is_human_like() -> None:
+    found = verdicts(lambda seed: humanlike.examine(make_sides(seed, 0.9), 0, FEW_SPLITS))
+    assert found["yes"] >= 95
+
+
+def test_an_assistant_among_things_is_not() -> None:
+    found = verdicts(lambda seed: humanlike.examine(make_sides(seed, 0.1), 0, FEW_SPLITS))
+    assert found["no"] >= 95
+    assert found["yes"] == 0
+
+
+def test_people_and_things_that_do_not_differ_decide_nothing() -> None:
+    found = verdicts(lambda seed: humanlike.examine(make_sides(seed, 0.9, gap=0.0), 0, FEW_SPLITS))
+    assert found["yes"] + found["no"] <= 5
+
+
+def test_malign_traits_that_raise_each_other_spill() -> None:
+    found = verdicts(
+        lambda seed: spillover.examine(make_crossed(seed, 0.16, 0.04), TRAITS, KINDS, FEW_LABELS),
+    )
+    assert found["yes"] >= 95
+
+
+def test_traits_that_raise_all_others_alike_do_not() -> None:
+    found = verdicts(lambda seed: spillover.examine(make_crossed(seed, 0.1, 0.1), TRAITS, KINDS, FEW_LABELS))
+    assert found["yes"] == 0
+    assert found["no"] >= 95
+
+
+def test_benign_traits_that_raise_malign_ones_more_are_the_opposite() -> None:
+    found = verdicts(lambda seed: spillover.examine(make_crossed(seed, 0.0, 0.2), TRAITS, KINDS, FEW_LABELS), 20)
+    assert found["no"] == 20
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_does_not() -> None:
+    one, again = (mapped(1) for _ in range(2))
+    assert one == again
+    other = space.examine(make_space(1), 0, space.Settings(n_random=3, n_resamples=40, seed=1))
+    assert other["statistic"] != one["statistic"]
+
+
+def test_a_spill_is_a_share_of_the_own_rise() -> None:
+    matrix = torch.tensor([[0.4, 0.1], [0.1, 0.4]]).repeat_interleave(3, 0).repeat_interleave(3, 1)
+    kinds = ("malign",) * 3 + ("benign",) * 3
+    matrix.fill_diagonal_(0.4)
+    assert spillover.spill(matrix.double(), kinds) == pytest.approx((0.4 - 0.1) / 0.4)
+    assert spillover.spill(2 * matrix.double(), kinds) == pytest.approx((0.4 - 0.1) / 0.4)
+
+
+def test_what_a_trait_brings_along_is_what_random_directions_do_not() -> None:
+    result = spillover.examine(make_crossed(0, 0.3, 0.0, noise=0.01), TRAITS, KINDS, FEW_LABELS)
+    assert {spill["measured"] for spill in spillover.brought_along(result, "vice0")} <= set(TRAITS[1:6])
+    assert len(spillover.brought_along(result, "vice0")) == 3
+    none = spillover.examine(make_crossed(0, 0.0, 0.0, noise=0.01), TRAITS, KINDS, FEW_LABELS)
+    assert not spillover.brought_along(none, "vice0")
+
+
+def test_neighbours_of_a_clustered_order_point_alike() -> None:
+    result = spillover.examine(make_crossed(0, 0.1, 0.1), TRAITS, KINDS, FEW_LABELS)
+    kinds = [KINDS[i] for i in result["order"]]
+    assert sorted(result["order"]) == list(range(12))
+    assert kinds in (list(KINDS), list(KINDS[::-1]))
+
+
+def test_a_claim_fails_with_any_of_its_parts() -> None:
+    assert all_of("yes", "no", "cannot tell") == "no"
+    assert judge(OUTER, 1.0, OUTER - 1e-9) == "yes"
+    assert COSINE == 0.6
+    assert FEW == 19
+
+
+def test_an_unknown_experiment_names_the_nearest() -> None:
+    with pytest.raises(SteerkitError, match="humanlike"):
+        find_experiment("humanlik")
+    assert set(REGISTRY) == {"map", "spillover", "humanlike"}
