@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 ROLES = ("system", "user", "assistant")
+SPEAKERS = {"human": "user", "gpt": "assistant", "model": "assistant", "developer": "system"}
+"""What others call these roles."""
 KEPT = 0.75
 """The share of the context that a chat may fill after its oldest turns have gone, so that they do not go one by one."""
 
@@ -190,6 +193,55 @@ def read_chats(path: Path) -> list[list[dict[str, str]]]:
     if not any(chats):
         raise PromptError(f"{path} holds no chats; each line is a list of messages with role and content")
     return [chat for chat in chats if chat]
+
+
+def stream_chats(path: Path, most: int | None = None) -> Iterator[tuple[int, list[dict[str, str]]]]:
+    """Chats of a JSONL file of training data, each with its line's number; the file may be of any length.
+
+    A line is {"messages": [{"role", "content"}]}, {"conversations": [{"from", "value"}]} (ShareGPT) or such a list
+    alone. Who is called human, gpt, model or developer elsewhere gets the role's name here; roles that are not ours
+    stay as they are.
+
+    Args:
+        path: the file
+        most: only so many chats from its beginning
+
+    Raises:
+        PromptError: it cannot be read, or some line is not a chat; the message names the line.
+    """
+    try:
+        with path.open("rb") as file:
+            numbered = ((number, line) for number, line in enumerate(file, 1) if line.strip())
+            for number, line in islice(numbered, most):
+                try:
+                    yield number, _turns(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                except (ValueError, KeyError, TypeError, RecursionError) as error:
+                    raise _not_a_chat(path, number) from error
+    except OSError as error:
+        raise PromptError(f"cannot read {path}: {error}") from error
+
+
+def _turns(line: str) -> list[dict[str, str]]:
+    """The messages of one line. Raises KeyError, TypeError or ValueError for anything else."""
+    data = json.loads(line)
+    if isinstance(data, dict):
+        data = data["messages"] if "messages" in data else data["conversations"]
+    if not isinstance(data, list) or not data:
+        raise ValueError("no messages")
+    turns = []
+    for turn in data:
+        role, content = (turn["role"], turn["content"]) if "role" in turn else (turn["from"], turn["value"])
+        turns.append({"role": SPEAKERS.get(role, str(role)), "content": _text(content)})
+    # Half of a surrogate pair is JSON, but no text that a tokenizer takes.
+    "".join(turn["content"] for turn in turns).encode("utf-8")
+    return turns
+
+
+def _text(content: Any) -> str:
+    """What a turn says: a text, parts that are texts, or nothing, as where a tool is called."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "\n".join([str(part["text"]) for part in content])
 
 
 def _messages(data: Any, path: Path, number: int) -> list[dict[str, str]]:

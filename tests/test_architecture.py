@@ -18,7 +18,7 @@ TIERS = [
     {"cli"},
     {"tui", "server"},
     {"experiments", "sweeps", "engines"},
-    {"evaluation", "screening", "calibration", "positions", "speed", "plots", "figures", "maps", "exchange"},
+    {"evaluation", "screening", "verdicts", "calibration", "positions", "speed", "plots", "figures", "maps", "exchange"},
     {"measures", "nulls", "items", "limits", "chats", "spaces"},
     {"generation", "extraction", "training"},
     {"passes"},

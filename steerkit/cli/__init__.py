@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from steerkit.cli import bench, chat, generate, libraries, make, measure, read, start
+from steerkit.cli import bench, chat, generate, libraries, make, measure, read, screen, space, start
 from steerkit.cli.console import complain
 from steerkit.errors import SteerkitError
 
@@ -56,6 +56,10 @@ app.command("chat", rich_help_panel="Use")(chat.chat)
 app.command("read", rich_help_panel="Use")(read.read)
 app.command("eval", rich_help_panel="Measure")(measure.evaluate)
 app.command("sweep", rich_help_panel="Measure")(measure.sweep)
+app.command("map", rich_help_panel="Measure")(space.draw_map)
+app.command("spillover", rich_help_panel="Measure")(space.spillover)
+app.command("experiment", rich_help_panel="Measure")(space.experiment)
+app.command("screen", rich_help_panel="Measure")(screen.screen)
 app.command("bench", rich_help_panel="Measure")(bench.bench)
 
 
