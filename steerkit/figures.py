@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import html
 import importlib.util
+import io
 import itertools
 import math
 import re
+import textwrap
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +44,7 @@ PAGE_STYLE = """figure { margin: 1.5rem 0; } figure svg { max-width: 100%; heigh
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; white-space: nowrap; }
 td, th { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #8884; } .first { text-align: left; }
 """
+NATS = "shifts, KL and coherence in nats"
 COSTS = {"coherence": "coherence lost in its text", "items_kl_p95": "KL p95 on the items' replies"}
 Lines = Sequence[Mapping[str, Any]]
 Cells = dict[tuple[tuple[int, int], float], Mapping[str, Any]]
@@ -68,7 +72,7 @@ def save_evaluations(results: Lines, path: Path) -> None:
         for result in results
         for name, entry in _entries(result).items()
     ]
-    _save(path, title, rows, partial(_forest, results, title))
+    save_drawing(path, title, rows, partial(_forest, results, title))
 
 
 def save_sweep(lines: Lines, path: Path) -> None:
@@ -78,71 +82,118 @@ def save_sweep(lines: Lines, path: Path) -> None:
     known = [line for line in lines if math.isfinite(line["result"]["shift"])]
     names, keys = ("vector", "estimator", "operator"), ("shift", "low", "high", *COSTS, "kl_p95", "repetition")
     rows = [
-        {**{name: line[name] for name in names}, "layers": _band(line["layers"]), "dial": _number(line["dial"], "+g")}
+        {**{name: line[name] for name in names}, "layers": _band(line["layers"]), "dial": number(line["dial"], "+g")}
         | {key: line["result"].get(key) for key in keys}
         | {"past the limit": "yes" if _cost(line["result"]) > LIMIT else "no"}
         for line in known
     ]
-    _save(path, title, rows, partial(_sweep, known, title))
+    save_drawing(path, title, rows, partial(_sweep, known, title))
 
 
-def _save(path: Path, title: str, rows: Lines, draw: Callable[[], Figure]) -> None:
+def save_drawing(path: Path, title: str, rows: Lines, draw: Callable[[], Figure], about: str = NATS) -> None:
+    """Write what `draw` draws as .png, .svg, or a page with the same in numbers: `rows`, all with the same keys.
+
+    Raises:
+        OutputError: there are no rows, or the file cannot be written.
+    """
     if not rows:
         raise OutputError("there is nothing to draw; measure something first")
+    drawing = render(draw, "png" if path.suffix == ".png" else "svg")
+    if path.suffix == ".html":
+        drawing = _page(drawing.decode(), html.escape(title), rows, about).encode()
+    with replacing_file(path) as temporary:
+        temporary.write_bytes(drawing)
+
+
+@contextmanager
+def looks() -> Iterator[None]:
+    """How every picture looks; text is measured in here as it will be drawn."""
     import matplotlib
 
-    with matplotlib.rc_context(LOOK), warnings.catch_warnings(), replacing_file(path) as temporary:
+    with matplotlib.rc_context(LOOK), warnings.catch_warnings():
         # A name in letters that the font lacks is drawn as boxes; a page's table has it right.
         warnings.filterwarnings("ignore", message="Glyph")
-        figure, kind = draw(), "png" if path.suffix == ".png" else "svg"
+        yield
+
+
+def render(draw: Callable[[], Figure], kind: str) -> bytes:
+    """A drawing as "png" or "svg", the same bytes for the same figure."""
+    with looks(), io.BytesIO() as written:
+        figure = draw()
         dots = min(180.0, 60000 / max(figure.get_size_inches()))  # No side may have more than 65536 pixels.
-        figure.savefig(temporary, format=kind, dpi=dots, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-        if kind == "svg":
-            drawing = re.sub(r"^.*?(?=<svg)", "", temporary.read_text(encoding="utf-8"), flags=re.DOTALL)
-            page = _page(drawing, html.escape(title), rows) if path.suffix == ".html" else drawing
-            temporary.write_text(page, encoding="utf-8")
+        figure.savefig(written, format=kind, dpi=dots, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        drawing = written.getvalue()
+    return drawing[drawing.index(b"<svg") :] if kind == "svg" else drawing
 
 
-def _page(drawing: str, title: str, rows: Lines) -> str:
-    shown = [[_number(x) if isinstance(x, float) else "–" if x is None else x for x in row.values()] for row in rows]
-    cells = [[f"<td>{html.escape(_plain(x))}</td>" for x in row] for row in shown]
+def _page(drawing: str, title: str, rows: Lines, about: str) -> str:
+    shown = [[number(x) if isinstance(x, float) else "–" if x is None else x for x in row.values()] for row in rows]
+    cells = [[f"<td>{html.escape(plain(x))}</td>" for x in row] for row in shown]
     body = "\n".join(f'<tr><th class="first" scope="row">{row[0][4:-5]}</th>{"".join(row[1:])}</tr>' for row in cells)
+    heads = "".join(f'<th scope="col">{name}</th>' for name in rows[0])
     drawing = drawing.replace("<svg ", f'<svg role="img" aria-label="{title}; its numbers are in the table" ', 1)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{title}</title><style>{STYLE}{PAGE_STYLE}</style></head><body><h1>{title}</h1><figure>{drawing}</figure>
-<div class="wide"><table><caption class="about first">The same in numbers; shifts, KL and coherence in nats.</caption>
-<thead><tr>{"".join(f'<th scope="col">{name}</th>' for name in rows[0])}</tr></thead><tbody>
+<div class="wide"><table><caption class="about first">The same in numbers; {about}.</caption>
+<thead><tr>{heads.replace('"col"', '"col" class="first"', 1)}</tr></thead><tbody>
 {body}
 </tbody></table></div><footer><p>Made with steerkit.</p></footer></body></html>
 """
 
 
-def _plain(text: Any, most: int = 10**6) -> str:
+def plain(text: Any, most: int = 10**6) -> str:
     """Text without what neither XML nor UTF-8 can hold, cut short."""
     text = re.sub("[\x00-\x1f\x7f\ud800-\udfff\ufffe\uffff]", "\ufffd", str(text))
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def _number(value: float, form: str = "+.4f") -> str:
+def number(value: float, form: str = "+.4f") -> str:
+    """A number with a true minus sign; a dash for what is not finite."""
     return f"{value:{form}}".replace("-", "−") if math.isfinite(value) else "–"
 
 
 def _named(lines: Lines, key: str) -> str:
-    return ", ".join(dict.fromkeys(_plain(line.get(key, "unknown")) for line in lines))
+    return ", ".join(dict.fromkeys(plain(line.get(key, "unknown")) for line in lines))
 
 
-def _blank(width: float, height: float, title: str, about: str) -> Figure:
+def blank(width: float, height: float, title: str, about: str) -> Figure:
     """An empty picture, in inches, with its heading."""
     from matplotlib.figure import Figure
 
-    figure, title = Figure(figsize=(width, height)), _plain(title, int(width * 10.5))
+    figure, title = Figure(figsize=(width, height)), plain(title, int(width * 10.5))
     figure.text(0.25 / width, 1 - 0.3 / height, title, fontsize=11, weight="bold", va="center")
     figure.text(0.25 / width, 1 - 0.56 / height, about, color=MUTED, va="center", fontsize=7.5)
     return figure
 
 
-def _axes(figure: Figure, x: float, y: float, width: float, height: float) -> Axes:
+def sheet(width: float, body: float, title: str, about: str) -> tuple[Figure, float]:
+    """An empty picture under a title of as many lines as it needs, and how far down, in inches, its body begins."""
+    lines = textwrap.wrap(plain(title), int(width * 10.5))
+    head = 0.62 + 0.2 * len(lines)
+    figure, height = blank(width, head + body, "", ""), head + body
+    for i, line in enumerate(lines):
+        figure.text(0.25 / width, 1 - (0.3 + 0.2 * i) / height, line, fontsize=11, weight="bold", va="center")
+    figure.text(0.25 / width, 1 - (head - 0.26) / height, about, color=MUTED, va="center", fontsize=7.5)
+    return figure, head
+
+
+def write_lines(figure: Figure, y: float, lines: Sequence[str], muted: Sequence[str] = ()) -> None:
+    """Lines of text at the foot of a picture, the first of them, in bold, `y` inches from its top."""
+    width, height = figure.get_size_inches()
+    for i, line in enumerate([*lines, *muted]):
+        style: dict[str, Any] = {"color": MUTED, "fontsize": 7.5} if i >= len(lines) else {}
+        style |= {"weight": "bold", "fontsize": 9} if i == 0 and lines else {}
+        figure.text(0.25 / width, 1 - (y + 0.19 * i) / height, line, va="center", **style)
+
+
+def verdict_lines(result: Mapping[str, Any], width: float) -> list[str]:
+    """An experiment's verdict, and its reason in lines that fit a width in inches."""
+    verdict, reason = (f"{text[:1].upper()}{text[1:]}" for text in (plain(result["verdict"]), plain(result["reason"])))
+    return [verdict, *textwrap.wrap(reason, int(width * 14))]
+
+
+def axes_at(figure: Figure, x: float, y: float, width: float, height: float) -> Axes:
     """A place for a plot, in inches from the upper left corner."""
     full, tall = figure.get_size_inches()
     return figure.add_axes((x / full, 1 - (y + height) / tall, width / full, height / tall))
@@ -159,11 +210,11 @@ def _entries(result: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
 
 def _forest(results: Lines, title: str) -> Figure:
     """Four rows a steering: what it did, and what the three baselines did."""
-    names = [_plain(result["steer"], 52) for result in results]
+    names = [plain(result["steer"], 52) for result in results]
     left, high = 0.6 + 0.08 * max(20, *map(len, names)), 1.1 * len(results)
     about = "thick: 95 % interval of the mean · thin: least … most of the directions, at the steering's KL"
-    figure = _blank(left + 6.8, high + 1.6, title, about)
-    axes = _axes(figure, left, 0.98, 5.2, high)
+    figure = blank(left + 6.8, high + 1.6, title, about)
+    axes = axes_at(figure, left, 0.98, 5.2, high)
     axes.axvline(0, color=MUTED, linewidth=0.8, zorder=0)
     for i, (name, result) in enumerate(zip(names, results, strict=True)):
         for row, (label, entry) in enumerate(_entries(result).items()):
@@ -177,10 +228,10 @@ def _forest(results: Lines, title: str) -> Figure:
 
 def _forest_row(axes: Axes, y: float, label: str, entry: Mapping[str, Any], own: bool) -> None:
     colour, ink, mark, edge = FAINT, MUTED if entry else FAINT, "|", MUTED
-    texts = {-0.03: label, 1.12: _number(entry["kl_p95"], ".2f") if entry else "not known"}
+    texts = {-0.03: label, 1.12: number(entry["kl_p95"], ".2f") if entry else "not known"}
     if own:
         colour, ink, mark, edge = tint(math.copysign(FULL, entry["shift"]))[0], INK, "o", PAPER
-        texts[1.27] = _number(entry["coherence"], "+.2f")
+        texts[1.27] = number(entry["coherence"], "+.2f")
     for x, text in texts.items():
         weight, beside = "bold" if own and x < 0 else "normal", axes.get_yaxis_transform()
         axes.text(x, y, text, color=ink, weight=weight, transform=beside, ha="right", va="center")
@@ -211,7 +262,7 @@ def _maps(lines: Lines) -> dict[tuple[str, ...], Cells]:
     told = [key for key in ("model", "items") if len({line.get(key) for line in lines}) > 1]
     maps: dict[tuple[str, ...], Cells] = {}
     for line in lines:
-        name = tuple(_plain(line.get(key)) for key in ("digest", "vector", "estimator", "operator", *told))
+        name = tuple(plain(line.get(key)) for key in ("digest", "vector", "estimator", "operator", *told))
         maps.setdefault(name, {})[(line["layers"][0], line["layers"][1]), line["dial"]] = line["result"]
     return maps
 
@@ -231,12 +282,12 @@ def _sweep(lines: Lines, title: str) -> Figure:
     size, place = (block + 0.5, tall + 5.6), (0.8, tall + 1.4, block - 0.7, 3.6)
     if block < 8:
         size, place = (block + 6.1, max(tall, 3.8) + 0.9), (block + 1.0, 1.4, 4.8, max(tall, 3.8) - 1.15)
-    figure = _blank(*size, title, about)
+    figure = blank(*size, title, about)
     for i, (name, cells) in enumerate(maps):
         x, y, (bands, dials) = 0.8 + i % across * wide, 1.4 + i // across * high, _sides(cells)
-        axes = _axes(figure, x, y, 0.5 * len(dials), 0.28 * len(bands))
+        axes = axes_at(figure, x, y, 0.5 * len(dials), 0.28 * len(bands))
         _heat(axes, MARKS[i], name, cells, max(sizes.values()) or 1.0)
-    _frontier(_axes(figure, *place), [cells for _, cells in maps])
+    _frontier(axes_at(figure, *place), [cells for _, cells in maps])
     return figure
 
 
@@ -254,13 +305,13 @@ def _heat(axes: Axes, mark: tuple[str, str], name: Sequence[str], cells: Cells, 
         axes.bar(x, 1, 1, y, align="edge", color=colour or PAPER, edgecolor=PAPER)
         axes.bar(x, 1, 1, y, align="edge", fill=False, linewidth=0, edgecolor=INK, hatch=hatch)
         # The number stands on plain colour, so that hatching never runs through it.
-        chip, shown = {"facecolor": colour or PAPER, "linewidth": 0, "pad": 0.8}, _number(result["shift"], "+.2f")
+        chip, shown = {"facecolor": colour or PAPER, "linewidth": 0, "pad": 0.8}, number(result["shift"], "+.2f")
         axes.text(x + 0.5, y + 0.5, shown, ha="center", va="center", color=ink or INK, fontsize=7, bbox=chip)
     axes.set(xlim=(0, len(dials)), ylim=(len(bands), 0), xlabel="dial", ylabel="layers", frame_on=False)
-    axes.set_xticks([x + 0.5 for x in range(len(dials))], [_number(dial, "+g") for dial in dials])
+    axes.set_xticks([x + 0.5 for x in range(len(dials))], [number(dial, "+g") for dial in dials])
     axes.set_yticks([y + 0.5 for y in range(len(bands))], list(map(_band, bands)))
     axes.tick_params(length=0)
-    _head(axes, _plain(name[0], 28), _plain(" · ".join(name[1:]), 44), 12)
+    _head(axes, plain(name[0], 28), plain(" · ".join(name[1:]), 44), 12)
     axes.plot([0.1], [-1.0], mark[0], color=mark[1], clip_on=False)
 
 
@@ -275,7 +326,7 @@ def _frontier(axes: Axes, maps: Sequence[Cells]) -> None:
             axes.plot(x, y, color=colour, alpha=0.35, linewidth=0.8)
             for dial, result in line:
                 inside, within = colour if result["shift"] >= 0 else PAPER, _cost(result) <= LIMIT
-                point = result[key], abs(result["shift"]), f"{_band(band)} at {_number(dial, '+g')}"
+                point = result[key], abs(result["shift"]), f"{_band(band)} at {number(dial, '+g')}"
                 points += [point] if within and math.isfinite(result[key]) else []
                 style = {"color": colour, "markerfacecolor": inside, "alpha": 1 if within else 0.3, "markersize": 4.5}
                 axes.plot([point[0]], [point[1]], marker, **style)

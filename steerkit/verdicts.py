@@ -176,7 +176,7 @@ def _probes(sums: Sums) -> list[dict[str, Any]]:
     found = [
         {
             "name": probe["name"],
-            "family": " ".join(personas[probe["persona"]].tags) if probe["persona"] in personas else "",
+            "family": personas[probe["persona"]].family if probe["persona"] in personas else "",
             "mean": round(mean, 4),
             "low": round(mean - error, 4),
             "high": round(mean + error, 4),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -101,3 +104,42 @@ def test_a_path_is_a_name_and_is_written_back(vectors: dict[str, SteeringVector]
 def test_a_dial_that_is_not_finite_is_refused_from_python_too(vectors: dict[str, SteeringVector]) -> None:
     with pytest.raises(ExpressionError, match="finite"):
         Term(vectors["hal"], dial=float("nan"))
+
+
+def test_a_tilde_leaves_out_what_two_vectors_share(vectors: dict[str, SteeringVector]) -> None:
+    term = Steering.parse("0.8 hal ~ warmth ~ pirate", vectors).terms[0]
+    for other in ("warmth", "pirate"):
+        along = torch.nn.functional.cosine_similarity(term.vector.directions, vectors[other].directions, dim=-1)
+        assert float(along.abs().max()) < 1e-5
+    again = term.vector.apart_from([vectors["warmth"], vectors["pirate"]])
+    assert torch.allclose(again.directions, term.vector.directions, atol=1e-5)
+    assert not torch.allclose(vectors["hal"].directions, term.vector.directions, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0.8 hal ~ warmth",
+        "cap(hal ~ warmth, 0.2) @2-4",
+        "1 hal ~ warmth ~ pirate @2 - 0.5 pirate when hal ~ pirate > 1",
+    ],
+)
+def test_a_tilde_is_written_as_it_was_read(text: str, vectors: dict[str, SteeringVector]) -> None:
+    steering = Steering.parse(text.replace(" ~ ", "~"), vectors)
+    assert str(steering) == text
+    assert str(Steering.parse(str(steering), vectors)) == text
+
+
+def test_nothing_behind_a_tilde_is_an_error_with_its_column(vectors: dict[str, SteeringVector]) -> None:
+    with pytest.raises(ExpressionError, match="column 9"):
+        Steering.parse("0.8 hal~", vectors)
+
+
+def test_a_dial_warns_of_what_it_is_known_to_bring_along(vectors: dict[str, SteeringVector]) -> None:
+    known = replace(vectors["hal"], evidence={"spills": [{"measured": "pirate", "shift": 0.2, "z": 3.0}]})
+    known_vectors = {**vectors, "hal": known}
+    (warning,) = Steering.parse("0.8 hal", known_vectors).warnings()
+    assert "brings pirate along" in warning
+    assert "0.8 hal ~ pirate" in warning
+    assert not Steering.parse("0.8 hal ~ pirate", known_vectors).warnings()
+    assert not Steering.parse("-0.8 hal", known_vectors).warnings()

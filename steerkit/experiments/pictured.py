@@ -1,4 +1,4 @@
-"""What a picture of a persona space needs, as plain data: places on the first components, the axis, who is near whom."""
+"""What a picture of a persona space needs, as plain data: places on components, the axis, and who is near."""
 
 from __future__ import annotations
 

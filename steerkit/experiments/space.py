@@ -295,18 +295,19 @@ def verdicts_of(
         "few dimensions": few,
         "near an end": judge(statistic["percentile"]["low"], statistic["percentile"]["high"], OUTER - 1e-9),
         "the first is the Assistant axis": judge(statistic["cosine"]["low"], statistic["cosine"]["high"], COSINE),
-        "and nothing else": YES if not instead(confounds) else UNKNOWN,
+        "and nothing else": YES if not instead(statistic, confounds) else UNKNOWN,
     }
 
 
-def instead(confounds: dict[str, Any]) -> str:
+def instead(statistic: dict[str, Any], confounds: dict[str, Any]) -> str:
     """What the first component may be instead of the Assistant axis; empty if there is no such thing."""
+    holds = statistic["percentile"]["value"] >= OUTER and statistic["cosine"]["value"] > COSINE
     length, story, left = confounds["length"]["r"], confounds.get("storytelling", {}), confounds["without"]
     if abs(length) >= CONFOUNDED:
         return f"reply length (r {length:+.2f})"
     if abs(story.get("cosine", 0.0)) >= CONFOUNDED:
         return f"storytelling (cosine {story['cosine']:+.2f})"
-    if left["percentile"] < OUTER or left["cosine"] <= COSINE:
+    if holds and (left["percentile"] < OUTER or left["cosine"] <= COSINE):
         return f"length and storytelling, without which {left['percentile']:.0%} and {left['cosine']:.2f} are left"
     return ""
 
@@ -322,7 +323,7 @@ def explain(
         f"{out['value']:.0%} of the personas [{out['low']:.0%}, {out['high']:.0%}]; its cosine with the Assistant axis "
         f"is {turn['value']:.2f} [{turn['low']:.2f}, {turn['high']:.2f}]"
     )
-    if other := instead(confounds):
+    if other := instead(statistic, confounds):
         said += f"; but the first component may be {other}"
     failing = [part for part, verdict in verdicts.items() if verdict == NO]
-    return f"{said}; what fails is: {', '.join(failing)}" if failing else said
+    return f"{said}; what is not borne out: {', '.join(failing)}" if failing else said
