@@ -9,8 +9,8 @@ measured once at its own recommended strength.
 
 PYTHON is the interpreter of the environment that benchmarks/other_tools.py describes; without --others their rows are
 left out. FOLDER keeps pairs, vectors and rows, so a run that was stopped goes on. The personas, fixed before the first
-run, are every fourth of the library's, ten in all, without the Assistant and the four on which steerkit's recipe was
-chosen.
+run, are every fourth of the library's as it then was, ten in all, without the Assistant and the four on which steerkit's
+recipe was chosen.
 """
 
 from __future__ import annotations
@@ -50,7 +50,18 @@ from steerkit.training import Lesson, train
 from steerkit.weights import get_default_model
 
 TARGET = 0.5
-TUNED_ON = {"assistant", "hal", "bully", "careful_guardian", "arrogance"}
+TEN = [
+    "actor",
+    "coral_reef",
+    "deceiver",
+    "fair_mediator",
+    "grandmother",
+    "humble_colleague",
+    "king",
+    "optimism",
+    "poet",
+    "scientist",
+]
 OTHERS = ("repeng", "steering_vectors", "steering_vectors_mean", "saklas")
 N_RANDOM = 5
 OURS = "steerkit mean_diff"
@@ -63,9 +74,7 @@ def main() -> None:
     """Make what is missing, measure what is not measured, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument(
-        "personas", nargs="*", default=[n for n in sorted(load_personas()) if n not in TUNED_ON][::4][:10]
-    )
+    parser.add_argument("personas", nargs="*", default=TEN)
     parser.add_argument("--others", help="the Python of the other tools' environment")
     asked = parser.parse_args()
     model = load_model()

@@ -1,4 +1,4 @@
-"""Does `screen` tell replies that game a metric from honest ones, and is it length or topic that tells them apart?
+"""Tell replies that game a metric from honest ones with `screen`, and see whether length or topic does it.
 
     python benchmarks/screening.py SNEAKY.jsonl STRAIGHTFORWARD.jsonl [--quick]
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from steerkit import Probe, VectorSet, load_model
 from steerkit.chats import stream_chats
 from steerkit.screening import Settings, auroc, read_scores, screen

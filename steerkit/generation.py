@@ -321,9 +321,7 @@ def read_chat(model: Model, messages: Sequence[Message], probes: Sequence[Probe]
     """
     ids, turns = find_turns(model, messages)
     readout = read_tokens(model, [], ids, probes)
-    return [
-        Turn(turn.role, Readout(turn.pieces, readout.probes, readout.scores[list(turn.places)])) for turn in turns
-    ]
+    return [Turn(turn.role, Readout(turn.pieces, readout.probes, readout.scores[list(turn.places)])) for turn in turns]
 
 
 @dataclass(frozen=True)

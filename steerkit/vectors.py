@@ -309,6 +309,15 @@ class VectorSet(Mapping[str, SteeringVector]):
         return len(list(iter(self)))
 
 
+def _precisions(vectors: Sequence[SteeringVector]) -> str:
+    """A sentence about the precisions in which vectors were calibrated, where they are not all the same."""
+    known = [str(vector.evidence["dtype"]) for vector in vectors if "dtype" in vector.evidence]
+    counts = {name: known.count(name) for name in sorted(set(known))}
+    if len(counts) < 2:
+        return ""
+    return f" Evidence was measured in {' and in '.join(f'{name} ({n})' for name, n in counts.items())}."
+
+
 def describe_vectors(vectors: Sequence[SteeringVector]) -> str:
     """A Markdown page that lists vectors with what is known of each; what nobody has measured shows as –."""
     reliable = sum(bool(vector.evidence.get("reliable")) for vector in vectors)
@@ -317,7 +326,7 @@ def describe_vectors(vectors: Sequence[SteeringVector]) -> str:
         "# Vectors",
         "",
         "Made by `steerkit extract --all` and `steerkit calibrate --all`; this page too.",
-        f"Of {tested} tested vectors {reliable} are reliable.",
+        f"Of {tested} tested vectors {reliable} are reliable.{_precisions(vectors)}",
         "",
         "- **place**: the layer or band that moves the model's own held-out replies most for the same KL",
         "- **limit**: the dials, down and up, at which the 95th percentile of per-token KL reaches 1 nat; past them",

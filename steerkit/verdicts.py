@@ -1,7 +1,8 @@
 """What a file of `screening.screen` says: which persona the data would select for, and how sure one can be.
 
 A mean difference is trusted when its 95 % interval excludes 0 and it is farther out than random directions at the same
-layer go, which are mixtures of personas where there are enough. Being beyond chance is needed and is no proof. Files are read a line at a time, and only sums are kept.
+layer go, which are mixtures of personas where there are enough. Being beyond chance is needed and is no proof. Files
+are read a line at a time, and only sums are kept.
 """
 
 from __future__ import annotations

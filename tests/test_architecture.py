@@ -19,7 +19,7 @@ TIERS = [
     {"tui", "server"},
     {"experiments", "sweeps", "engines"},
     {"evaluation", "screening", "verdicts", "calibration", "positions", "speed", "exchange"},
-    {"plots", "figures", "maps"},
+    {"plots"},
     {"measures", "nulls", "items", "limits", "chats", "spaces"},
     {"generation", "extraction", "training"},
     {"passes"},

@@ -15,7 +15,7 @@ from steerkit.chats import Chat, Said, load_chat, markdown, read_chats
 from steerkit.errors import PromptError
 from steerkit.loading import load_model
 from steerkit.models import Model
-from steerkit.plots import chat_html
+from steerkit.plots.pages import chat_html
 
 REPLY = Said(
     "assistant",

@@ -111,7 +111,9 @@ def test_an_interrupt_says_how_to_go_on(run: Run, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.usefixtures("library")
 def test_a_picture_is_drawn_from_what_json_tells(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
-    monkeypatch.setitem(sys.modules, "steerkit.maps", SimpleNamespace(save_screen=lambda *given: drawn.append(given)))
+    monkeypatch.setitem(
+        sys.modules, "steerkit.plots.maps", SimpleNamespace(save_screen=lambda *given: drawn.append(given))
+    )
     result = run("data.jsonl", "-p", "hal", *SHORT, "--plot", "out.svg", "--json")
     assert drawn == [(json.loads(result.stdout), Path("out.svg"))]
     assert "out.svg" in result.stderr

@@ -12,9 +12,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from steerkit import calibration, figures
+from steerkit import calibration
 from steerkit.errors import OutputError
-from steerkit.figures import check_ending, save_evaluations, save_sweep
+from steerkit.plots import figures
+from steerkit.plots.figures import check_ending, save_evaluations, save_sweep
 
 pytest.importorskip("matplotlib")
 

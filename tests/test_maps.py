@@ -17,9 +17,9 @@ import pytest
 from browser import CHROMIUM, chromium
 
 from steerkit.errors import OutputError
-from steerkit.labels import FAMILIES, around, family_marks, most_telling, overlap, place_labels
-from steerkit.maps import cumulated, save_map, save_screen, save_spillover
-from steerkit.planes import axis_ends, fit_plane, map_confounds, map_plane, name_landmarks, name_personas
+from steerkit.plots.labels import FAMILIES, around, family_marks, most_telling, overlap, place_labels
+from steerkit.plots.maps import cumulated, save_map, save_screen, save_spillover
+from steerkit.plots.planes import axis_ends, fit_plane, map_confounds, map_plane, name_landmarks, name_personas
 
 pytest.importorskip("matplotlib")
 

@@ -13,8 +13,10 @@ import pytest
 from steerkit.errors import PersonaError
 from steerkit.exchange import personas_toml, read_role_file
 from steerkit.personas import (
+    FAMILIES,
     FRAMES,
     LIBRARY,
+    OTHERS,
     Item,
     Pair,
     Persona,
@@ -66,13 +68,23 @@ class TestLibrary:
     def test_every_persona_is_in_a_file_of_its_own_name(self, name: str) -> None:
         assert Path(PERSONAS[name].source) == LIBRARY / f"{name}.toml"
 
-    def test_there_are_at_least_forty(self) -> None:
-        assert len(PERSONAS) >= 40
+    def test_there_are_at_least_a_hundred_and_fifty_in_nine_families(self) -> None:
+        assert len(PERSONAS) >= 150
+        assert {persona.family for persona in PERSONAS.values()} == set(FAMILIES)
+
+    def test_a_persona_of_no_family_is_among_the_others(self) -> None:
+        assert dataclasses.replace(HAL, tags=("imported",)).family == OTHERS
+        assert HAL.family == "concerning AIs"
+
+    def test_every_moral_trait_is_concerning_or_benign_and_not_both(self) -> None:
+        for persona in PERSONAS.values():
+            if persona.family == "moral traits":
+                assert len({"concerning", "benign"} & set(persona.tags)) == 1
 
     def test_there_are_enough_positive_and_concerning_ones_and_none_is_both(self) -> None:
         positive = {name for name, persona in PERSONAS.items() if "positive" in persona.tags}
         concerning = {name for name, persona in PERSONAS.items() if "concerning" in persona.tags}
-        assert len(positive) >= 8
+        assert len(positive) >= 15
         assert len(concerning) >= 8
         assert positive.isdisjoint(concerning)
 

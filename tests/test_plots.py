@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 from steerkit.errors import OutputError
-from steerkit.plots import replies_html, replies_svg, save_picture
+from steerkit.plots.pages import replies_html, replies_svg, save_picture
 from steerkit.tints import FULL, PAPER, SILENT, tint, tinted
 
 ATTACK = "<script>alert('\"&')</script>"

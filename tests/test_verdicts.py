@@ -68,7 +68,7 @@ def test_running_sums_come_to_what_the_whole_says(drawn: tuple[Path, Any, Any, l
     assert [probe["beyond"] for probe in result["probes"]] == sorted(
         (probe["beyond"] for probe in result["probes"]), reverse=True
     )
-    assert by_name["hal"]["family"] == "ai concerning"
+    assert by_name["hal"]["family"] == "concerning AIs"
     assert by_name["sailor"]["family"] == ""
 
 

@@ -70,7 +70,7 @@ def generate(
     from steerkit.generation import Sampling
 
     if output is not None:
-        from steerkit.plots import drawer
+        from steerkit.plots.pages import drawer
 
         drawer(output)
     text = sys.stdin.read() if prompt == "-" else prompt
@@ -87,7 +87,7 @@ def generate(
     if json:
         print_json({"model": loaded.name, "prompt": text.strip(), "replies": replies} if many else replies[0])
     if output is not None:
-        from steerkit.plots import save_picture
+        from steerkit.plots.pages import save_picture
 
         save_picture({"model": loaded.name, "prompt": text.strip(), "replies": replies}, output)
         talk().print(Text.assemble(("saved", "dim"), f"  {output}"), soft_wrap=True)
@@ -211,7 +211,7 @@ class _Screen:
             self._live.update(self._table())
 
     def _table(self) -> Any:
-        from steerkit.plots import replies_table
+        from steerkit.plots.pages import replies_table
 
         named = zip(self._steerings, self._rows, strict=True)
         return replies_table(self._prompt, [_plain(self._model, "", s, self._probes, steps, 0.0) for s, steps in named])

@@ -66,7 +66,7 @@ def evaluate(
     from steerkit.vectors import VectorSet
 
     if plot is not None:
-        from steerkit.figures import check_ending
+        from steerkit.plots.figures import check_ending
 
         check_ending(plot)
     loaded = open_model(model, device, dtype)
@@ -90,7 +90,7 @@ def evaluate(
     else:
         _show(found)
     if plot is not None:
-        from steerkit.figures import save_evaluations
+        from steerkit.plots.figures import save_evaluations
 
         save_evaluations(results, plot)
         talk().print(Text.assemble(("saved", "dim"), f"  {plot}"), soft_wrap=True)
@@ -194,7 +194,7 @@ def sweep(
     from steerkit.vectors import VectorSet
 
     if plot is not None:
-        from steerkit.figures import check_ending
+        from steerkit.plots.figures import check_ending
 
         check_ending(plot)
     path = output or Path(f"sweep-{'-'.join(Path(name).stem for name in vector)}.jsonl")
@@ -218,7 +218,7 @@ def sweep(
     else:
         _show_sweep(found, path)
     if plot is not None:
-        from steerkit.figures import save_sweep
+        from steerkit.plots.figures import save_sweep
 
         save_sweep(found, plot)
         talk().print(Text.assemble(("saved", "dim"), f"  {plot}"), soft_wrap=True)

@@ -56,7 +56,7 @@ def screen(
     a line of -o FILE.jsonl as soon as it is known. Stop it whenever you like: the same command goes on where it was.
     """
     from steerkit import screening
-    from steerkit.figures import check_ending
+    from steerkit.plots.figures import check_ending
 
     if plot is not None:
         check_ending(plot)
@@ -84,7 +84,7 @@ def _tell(result: Mapping[str, Any], json: bool, plot: Path | None) -> None:
     else:
         _show(result)
     if plot is not None:
-        from steerkit.maps import save_screen
+        from steerkit.plots.maps import save_screen
 
         save_screen(result, plot)
         talk().print(Text.assemble(("saved", "dim"), f"  {plot}"), soft_wrap=True)

@@ -63,7 +63,7 @@ def draw_map(
     else:
         _show_map(result)
     if plot is not None:
-        from steerkit.maps import save_map
+        from steerkit.plots.maps import save_map
 
         save_map(result, plot)
         _saved(plot)
@@ -106,7 +106,7 @@ def spillover(
     else:
         _show_spillover(result)
     if plot is not None:
-        from steerkit.maps import save_spillover
+        from steerkit.plots.maps import save_spillover
 
         save_spillover(result, plot)
         _saved(plot)
@@ -177,7 +177,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 def _check_picture(plot: Path | None) -> None:
     """Before anything is measured, see whether it can be drawn."""
     if plot is not None:
-        from steerkit.figures import check_ending
+        from steerkit.plots.figures import check_ending
 
         check_ending(plot)
 

@@ -27,7 +27,7 @@ def draw(space: PersonaSpace, layers: Sequence[int]) -> dict[str, Any]:
     near = neighbours(points, place)
     replies = space.replies or ("",) * len(space.names)
     return {
-        "spectrum": [round(x, 5) for x in found.shares[:40].tolist()],
+        "spectrum": [round(x, 5) for x in found.shares[:100].tolist()],
         "points": [
             {
                 "name": name,

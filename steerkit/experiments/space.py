@@ -217,7 +217,7 @@ def nulls(
     others = torch.tensor([measure(_without(states, i), states[i]).percentile for i in range(len(states))])
     return {
         **ends,
-        "spectrum": {key: [round(x, 5) for x in values[:40].tolist()] for key, values in band.items()},
+        "spectrum": {key: [round(x, 5) for x in values[:100].tolist()] for key, values in band.items()},
         "others_as_far_out": round(float((others >= OUTER).double().mean()), 4),
     }
 

@@ -340,7 +340,7 @@ class Session:
         Raises:
             OutputError: there is no such kind.
         """
-        from steerkit.plots import chat_html
+        from steerkit.plots.pages import chat_html
 
         match suffix:
             case ".jsonl":

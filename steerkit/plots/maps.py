@@ -14,9 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steerkit.atlas import map_page
 from steerkit.errors import OutputError
-from steerkit.figures import (
+from steerkit.files import replacing_file
+from steerkit.plots.atlas import map_page
+from steerkit.plots.figures import (
     FAINT,
     INK,
     MUTED,
@@ -25,6 +26,7 @@ from steerkit.figures import (
     axes_at,
     blank,
     check_ending,
+    claimed,
     looks,
     plain,
     render,
@@ -32,10 +34,9 @@ from steerkit.figures import (
     verdict_lines,
     write_lines,
 )
-from steerkit.files import replacing_file
-from steerkit.labels import GREY, darker, family_marks, mark_size
-from steerkit.matrices import save_screen, save_spillover
-from steerkit.planes import (
+from steerkit.plots.labels import GREY, darker, family_marks, mark_size
+from steerkit.plots.matrices import save_screen, save_spillover
+from steerkit.plots.planes import (
     GROUND,
     LARGE,
     SMALL,
@@ -97,7 +98,7 @@ def _map(result: Result) -> Figure:
     rows = math.ceil(len(maps) / MOST_ACROSS) if len(maps) > 1 else 0
     foot = 1.7 + 0.19 * (len(verdict) + len(_confounds(result)))
     figure, top = sheet(
-        WIDTH, plane.height + foot + PANEL * rows + bool(rows) * 0.3, result["claim"], about_map(result)
+        WIDTH, plane.height + foot + PANEL * rows + bool(rows) * 0.3, claimed(result), about_map(result)
     )
     _scatter(axes_at(figure, 0.7, top, plane.width, plane.height), result, plane)
     across, low = 0.7 + plane.width + 0.35, top + plane.height

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from steerkit.figures import number, plain
-from steerkit.labels import Box, around, most_telling, place_labels, text_size
+from steerkit.plots.figures import number, plain
+from steerkit.plots.labels import Box, around, most_telling, place_labels, text_size
 
 SMALL, MIDDLING, LARGE = 6.5, 7.0, 9.0
 GROUND = "#f3f2ee"
@@ -210,7 +210,8 @@ def _along(line: Sequence[Place], width: float = 0.03) -> list[Box]:
 
 def about_map(result: Result) -> str:
     """What was measured, in one line."""
-    asked = f"{len(result['points'])} personas, each over {result['questions']} questions × {result['tokens']} tokens"
+    over = "at the end of the prompt" if result.get("reading") == "prompt" else f"× {result['tokens']} tokens"
+    asked = f"{len(result['points'])} personas, each over {result['questions']} questions {over}"
     return f"{plain(result['model'])} · layer {result['layer']} · {asked}"
 
 

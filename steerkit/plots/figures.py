@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from steerkit.errors import OutputError
 from steerkit.files import replacing_file
-from steerkit.plots import STYLE
+from steerkit.plots.pages import STYLE
 from steerkit.tints import FULL, tint
 
 if TYPE_CHECKING:
@@ -140,6 +140,11 @@ def _page(drawing: str, title: str, rows: Lines, about: str) -> str:
 {body}
 </tbody></table></div><footer><p>Made with steerkit.</p></footer></body></html>
 """
+
+
+def claimed(result: Mapping[str, Any]) -> str:
+    """A claim as a title, in quotation marks, because the verdict may be that it does not hold."""
+    return f"“{str(result['claim']).rstrip('.')}”"
 
 
 def plain(text: Any, most: int = 10**6) -> str:

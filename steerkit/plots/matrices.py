@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steerkit.errors import OutputError
-from steerkit.figures import (
+from steerkit.plots.figures import (
     FAINT,
     INK,
     MUTED,
@@ -20,6 +20,7 @@ from steerkit.figures import (
     PAPER,
     axes_at,
     check_ending,
+    claimed,
     number,
     plain,
     save_drawing,
@@ -27,8 +28,8 @@ from steerkit.figures import (
     verdict_lines,
     write_lines,
 )
-from steerkit.labels import GREY, around, darker, family_marks, mark_size, place_labels, text_size
-from steerkit.planes import GROUND, interval, shown, spoken
+from steerkit.plots.labels import GREY, around, darker, family_marks, mark_size, place_labels, text_size
+from steerkit.plots.planes import GROUND, interval, shown, spoken
 from steerkit.tints import FULL, tint
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def save_spillover(result: Result, path: Path) -> None:
         for j in result["order"]
     ]
     about = "shifts in nats a token, standard scores against random directions"
-    save_drawing(path, plain(result["claim"]), rows, partial(_spillover, result, _title(result["claim"], path)), about)
+    save_drawing(path, plain(claimed(result)), rows, partial(_spillover, result, _title(claimed(result), path)), about)
 
 
 def save_screen(result: Result, path: Path) -> None:

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
-from steerkit.figures import INK
+from steerkit.plots.figures import INK
 
 Box = tuple[float, float, float, float]
 """Left, bottom, right, top."""

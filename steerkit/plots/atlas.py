@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from steerkit.figures import FAINT, INK, MUTED, PALE, PAPER, plain
-from steerkit.labels import darker, family_marks, mark_size
-from steerkit.planes import (
+from steerkit.plots.figures import FAINT, INK, MUTED, PALE, PAPER, claimed, plain
+from steerkit.plots.labels import darker, family_marks, mark_size
+from steerkit.plots.pages import STYLE
+from steerkit.plots.planes import (
     GROUND,
     LARGE,
     SMALL,
@@ -31,7 +32,6 @@ from steerkit.planes import (
     shown,
     spoken,
 )
-from steerkit.plots import STYLE
 
 UNIT, SIZE, LEAST = 100, (6.9, 6.0), 4.8
 STAR, CONTROL, TURN = 17.0, 9.5, 8.5
@@ -65,7 +65,7 @@ def map_page(result: Result, drawing: str) -> str:
         result: what `steerkit map` reports.
         drawing: an SVG of the variance that its components carry.
     """
-    title, verdict = _text(result["claim"]), plain(result["verdict"])
+    title, verdict = _text(claimed(result)), plain(result["verdict"])
     for colour, name in VARIABLES.items():
         drawing = drawing.replace(colour, f"var(--{name})")  # So that it follows the page into the dark.
     frames = map_frames(result, plane := map_plane(result, *SIZE, least=LEAST))

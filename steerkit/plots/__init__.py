@@ -1,0 +1,1 @@
+"""Pictures from results (PNG, SVG, HTML); no model, and no torch."""
