@@ -9,7 +9,7 @@ measured once at its own recommended strength.
 
 PYTHON is the interpreter of the environment that benchmarks/other_tools.py describes; without --others their rows are
 left out. FOLDER keeps pairs, vectors and rows, so a run that was stopped goes on. The personas, fixed before the first
-run, are every fourth of the library's as it then was, ten in all, without the Assistant and the four on which steerkit's
+run, are every fourth of the library's as it then was, ten in all, without the Assistant and the four on which the
 recipe was chosen.
 """
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from steerkit import load_model, load_personas
 from steerkit.experiments import space
-from steerkit.maps import save_map
+from steerkit.plots.maps import save_map
 from steerkit.positions import Settings
 
 model = load_model(os.environ.get("STEERKIT_MODEL"))

@@ -153,7 +153,10 @@ def test_every_experiment_is_listed_and_runs(run: Run) -> None:
     assert "human-like" in run("experiment")
     result = run("experiment", "humanlike", *SMALL, "--json")
     assert {"statistic", "null", "families", "control", "thresholds", "verdict", "reason"} <= set(result)
-    assert "★ the Assistant" in run("experiment", "humanlike", *SMALL)
+    assert "★ the Assistant" in run("experiment", "humanlike", *SMALL, "--plot", "line.html")
+    page = Path("line.html").read_text(encoding="utf-8")
+    assert "the Assistant" in page
+    assert "http" not in page.replace("http://www.w3.org", "")
     assert run("experiment", "map", *SMALL, "--json")["experiment"] == "map"
 
 

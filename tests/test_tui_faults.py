@@ -15,6 +15,7 @@ from textual.widgets import Input
 from steerkit.chats import Chat, Said, load_chat
 from steerkit.models import Model
 from steerkit.tui.session import Plan
+from steerkit.vectors import load_vector, vector_path
 
 
 def test_escape_stops_at_once_and_keeps_what_was_said(play: Any, plan: Plan) -> None:
@@ -241,5 +242,19 @@ def test_the_palette_knows_the_commands_and_help_the_keys(play: Any) -> None:
         await stage.until(lambda: "compare: the unsteered" in stage.screen())
         await stage.press("escape")
         await stage.until(lambda: "compare: the unsteered" not in stage.screen())
+
+    play(script)
+
+
+def test_a_dial_that_is_known_to_bring_something_along_says_so_once(play: Any, plan: Plan, talker: Model) -> None:
+    known = {"spills": [{"measured": "pirate", "shift": 0.2, "z": 3.0}]}
+    path = vector_path("hal", talker.name)
+    replace(load_vector(path), evidence=known).save(path)
+
+    async def script(stage: Stage) -> None:
+        await stage.until(lambda: "hal brings pirate along" in notices(stage))
+        assert "hal ~ pirate" in notices(stage)
+        stage.session.put(stage.session.desk)
+        assert notices(stage).count("brings") == 1
 
     play(script)

@@ -115,6 +115,7 @@ def spillover(
 def experiment(
     name: Annotated[str | None, typer.Argument(help="Which one; without a name they are listed.")] = None,
     quick: Quick = False,
+    plot: Plot = None,
     seed: Seed = 0,
     model: ModelName = None,
     device: Device = None,
@@ -130,6 +131,7 @@ def experiment(
         _list(json)
         return
     found = find_experiment(name)
+    _check_picture(plot)
     module = import_module(f"steerkit.experiments.{found.module}")
     settings = module.Settings(seed=seed)
     if hasattr(settings, "positions"):
@@ -140,9 +142,13 @@ def experiment(
     say_notes(loaded)
     if json:
         print_json(result)
-        return
-    shows = {"map": _show_map, "spillover": _show_spillover, "humanlike": _show_humanlike}
-    shows[name](result)
+    else:
+        {"map": _show_map, "spillover": _show_spillover, "humanlike": _show_humanlike}[name](result)
+    if plot is not None:
+        from steerkit.plots import lines, maps
+
+        {"map": maps.save_map, "spillover": maps.save_spillover, "humanlike": lines.save_humanlike}[name](result, plot)
+        _saved(plot)
 
 
 def _list(json: bool) -> None:

@@ -15,7 +15,7 @@ from steerkit.files import write_text
 from steerkit.generation import Probe, Sampling
 from steerkit.models import Model
 from steerkit.personas import load_personas
-from steerkit.steering import Steering
+from steerkit.steering import Steering, Term
 from steerkit.tui import speaker as say
 from steerkit.tui.desk import Desk, Dial
 from steerkit.tui.live import Live
@@ -180,6 +180,9 @@ class Session:
         self.chat = replace(self.chat, steer=desk.stands, floor=desk.floor)
         self.speaker.steering = desk.steering
         named = [(dial.name, dial.vector) for dial in desk.dials]
+        for name, vector in named:
+            if name not in self.reads and (brought := Term(vector, name=name).spills):
+                self._tell(brought, "warning")
         named += [(name, self.vectors[name]) for name in self.plan.probes]
         self.reads = {name: self.reads.get(name) or Probe.of(vector, name=name) for name, vector in named}
         if self.probe not in self.reads:
