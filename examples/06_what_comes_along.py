@@ -14,7 +14,7 @@ from steerkit.experiments import spillover
 from steerkit.vectors import vector_path
 
 model = load_model(os.environ.get("STEERKIT_MODEL"))
-traits = ("cheating", "malice", "cruelty", "honesty", "kindness", "fairness")
+traits = ("cheating", "cruelty", "greed", "malice", "fairness", "generosity", "honesty", "kindness")
 for name in traits:
     if name not in VectorSet(model.fingerprint):
         extract(model, find_pair(name), Recipe(reading="prompt")).save(vector_path(name, model.name))

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from steerkit.errors import PromptError, SteerkitError, nearest
 from steerkit.files import replacing_file
+from steerkit.fingerprints import Fingerprint
 from steerkit.generation import Sampling, Step, find_turns, stream
 from steerkit.measures import neutral
 from steerkit.models import Message, Model, ResidualFunction
@@ -48,7 +49,7 @@ class Settings:
     """How much of each reply is read."""
     n_long: int = 3
     """How many of the questions are answered at length, to see how long replies are."""
-    longest: int = 96
+    longest: int = 256
     """Where those replies are cut off, in tokens."""
     temperature: float = 0.7
     """Of the replies."""
@@ -65,8 +66,13 @@ class Settings:
         if not 2 <= self.n_questions <= len(neutral("common")) or self.n_long < 1:
             raise SteerkitError(f"positions take 2 to {len(neutral('common'))} questions, of which at least 1 is long")
 
+    @property
+    def most(self) -> int:
+        """Where the long replies are cut off: never before what is read of them."""
+        return max(self.longest, self.n_tokens)
 
-QUICK = Settings(reading="prompt", n_long=1, longest=80)
+
+QUICK = Settings(reading="prompt", n_long=1, longest=160)
 """Enough to see the shape of the space in minutes."""
 
 
@@ -109,34 +115,31 @@ def take_positions(
         PromptError: a question does not fit the model's context.
     """
     settings = settings or Settings()
-    nobody = (_Speaker("", ("",)), _Speaker("control", neutral("systems")))
-    speakers = [*nobody, *(_Speaker(persona.name, persona.requested) for persona in personas)]
-    found: dict[str, Position] = {}
-    missing: list[_Speaker] = []
-    for speaker in speakers:
-        kept = _load(_path(model, speaker, settings))
-        if kept is None:
-            missing.append(speaker)
-        else:
-            found[speaker.name] = kept
+    # Nobody first: a persona may be called anything, so speakers are told apart by their place in this list.
+    speakers = [_Speaker("", ("",)), _Speaker("", neutral("systems"))]
+    speakers += [_Speaker(persona.name, persona.requested) for persona in personas]
+    paths = [_path(model, speaker, settings) for speaker in speakers]
+    found = {i: kept for i, path in enumerate(paths) if (kept := _load(path, model)) is not None}
+    missing = [i for i in range(len(speakers)) if i not in found]
     progress("positions", len(found), len(speakers))
     # As many rows as make a pass worth its while, and few enough that little is lost when somebody stops it.
     at_once = max(1, 48 // settings.n_questions)
     for start in range(0, len(missing), at_once):
         part = missing[start : start + at_once]
-        for speaker, position in zip(part, _listen(model, part, settings), strict=True):
-            _save(position, _path(model, speaker, settings))
-            found[speaker.name] = position
+        for i, position in zip(part, _listen(model, [speakers[i] for i in part], settings), strict=True):
+            _save(position, paths[i], model)
+            found[i] = position
         progress("positions", len(found), len(speakers))
-    mine = [found[persona.name] for persona in personas]
+    mine = [found[i] for i in range(2, len(speakers))]
     return PersonaSpace(
         names=tuple(persona.name for persona in personas),
         families=tuple(persona.family for persona in personas),
         states=torch.stack([position.states for position in mine]),
-        assistant=found[""].states,
-        control=found["control"].states,
+        assistant=found[0].states,
+        control=found[1].states,
         lengths=torch.stack([position.lengths.mean() for position in mine]),
-        assistant_length=float(found[""].lengths.mean()),
+        assistant_length=float(found[0].lengths.mean()),
+        cut=sum(bool((position.lengths >= settings.most).any()) for position in mine) / len(mine),
         replies=tuple(position.reply for position in mine),
     )
 
@@ -153,7 +156,7 @@ def _listen(model: Model, speakers: Sequence[_Speaker], settings: Settings) -> l
         places = [(i, q) for i, q in answered if (q < settings.n_long) == long]
         if not places:
             continue
-        most = max(settings.longest, settings.n_tokens) if long else settings.n_tokens
+        most = settings.most if long else settings.n_tokens
         said, means = _answers(
             model, [_prompt(model, speakers[i], asked[q], q, most) for i, q in places], settings, most
         )
@@ -199,19 +202,26 @@ def _answers(
     return steps, means.values.cpu()
 
 
-def chat_positions(model: Model, messages: Sequence[Message]) -> list[tuple[str, Float[Tensor, "l d"]]]:
-    """Where the model stands in each of the assistant's turns of a chat, as it reads them: the text and its mean state.
+def chat_positions(
+    model: Model, messages: Sequence[Message], settings: Settings | None = None
+) -> list[tuple[str, Float[Tensor, "l d"]]]:
+    """Where the model stands in each of the assistant's turns of a chat, as it reads them: the text and its state.
+
+    The state is read where those of the personas are: at the last token before the turn, or over its first tokens.
 
     Raises:
         PromptError: the chat exceeds the context, or the assistant says nothing in it.
     """
+    settings = settings or Settings()
     tokens, turns = find_turns(model, messages)
     spoken = [turn for turn in turns if turn.role == "assistant" and turn.places]
     if not spoken:
         raise PromptError("the assistant says nothing in this chat, so it takes no way through the space")
     pool = torch.zeros(len(spoken), len(tokens), device=model.device)
     for row, turn in zip(pool, spoken, strict=True):
-        row[list(turn.places)] = 1 / len(turn.places)
+        before, inside = max(turn.places[0] - 1, 0), turn.places[: settings.n_tokens]
+        row[[before] if settings.reading == "prompt" else list(inside)] = 1
+    pool = pool / pool.sum(-1, keepdim=True)
     states = torch.zeros(len(spoken), model.n_layers, model.width)
 
     def reader(l: int) -> ResidualFunction:
@@ -233,25 +243,32 @@ def positions_folder(model: Model) -> Path:
 
 
 def _path(model: Model, speaker: _Speaker, settings: Settings) -> Path:
-    """A name that changes with anything that the position depends on."""
+    """A name that changes with anything that the position depends on, except the weights, which the file tells.
+
+    What the model reads is hashed as tokens, in which the chat template and whatever it writes by itself are contained.
+    """
     asked = neutral("common")[: settings.n_questions]
-    told = [FORMAT, model.fingerprint.to_json(), str(model.dtype), speaker.prompts, asked, asdict(settings)]
+    rows = [_prompt(model, speaker, question, q, 0) for q, question in enumerate(asked)]
+    told = [FORMAT, str(model.dtype), rows, sorted(model.end_tokens), asdict(settings)]
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:20]
-    return positions_folder(model) / f"{speaker.name or 'assistant-by-default'}-{digest}.safetensors"
+    return positions_folder(model) / f"{speaker.name or 'nobody'}-{digest}.safetensors"
 
 
-def _save(position: Position, path: Path) -> None:
+def _save(position: Position, path: Path, model: Model) -> None:
     tensors = {"states": position.states.contiguous(), "lengths": position.lengths.contiguous()}
-    data = save(tensors, {"reply": position.reply})
+    told = {"reply": position.reply, "model": model.fingerprint.to_json()}
+    data = save(tensors, {"steerkit": json.dumps(told, ensure_ascii=False)})
     with replacing_file(path) as temporary:
         temporary.write_bytes(data)
 
 
-def _load(path: Path) -> Position | None:
-    """A kept position; a damaged one is as good as none, and is taken again."""
+def _load(path: Path, model: Model) -> Position | None:
+    """A kept position of this very model; a damaged one is as good as none, and is taken again."""
     try:
         with safe_open(path, framework="pt") as file:
-            reply = (file.metadata() or {})["reply"]
-            return Position(file.get_tensor("states"), file.get_tensor("lengths"), reply)
-    except (OSError, SafetensorError, KeyError):
+            told = json.loads((file.metadata() or {})["steerkit"])
+            if Fingerprint.from_json(told["model"]).difference(model.fingerprint) is not None:
+                return None
+            return Position(file.get_tensor("states"), file.get_tensor("lengths"), told["reply"])
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError):
         return None

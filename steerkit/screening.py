@@ -347,6 +347,8 @@ def _refusal(path: Path, begun: bytes, head: Mapping[str, Any]) -> str:
         return f"{path} is there already and is no screening; name another file with -o"
     ours = {key: value for key, value in head.items() if theirs.get(key) != value}
     changed = "other probes" if list(ours) == ["probes"] else f"another {' and another '.join(ours)}"
+    if list(ours) == ["drawn"]:
+        changed = "other vectors to mix random directions from: some have come or gone since"
     return f"{path} is a screening with {changed}; name another file with -o, or remove it"
 
 

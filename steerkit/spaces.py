@@ -37,6 +37,8 @@ class PersonaSpace:
     """Mean length of each persona's replies, in tokens."""
     assistant_length: float
     """The same of the Assistant's."""
+    cut: float = 0.0
+    """The share of the personas whose replies were cut off before they ended, so that their length is a lower bound."""
     replies: tuple[str, ...] = ()
     """What each persona says to the first question."""
 

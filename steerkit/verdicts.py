@@ -162,7 +162,7 @@ def summarise(path: Path, by: str = "", most: int | None = None) -> dict[str, An
         "null": {"n": head["nulls"], "spread": {str(l): float(f"{x:.5g}") for l, x in sums.spreads.items()}},
         "by": by,
         "top": _top(islice(_lines(path), most), names, by, sums.chances),
-        "selects": _sentence(probes, sums.n, head["quick"]),
+        "selects": _sentence(probes, sums.n, head["quick"], head["nulls"]),
     }
 
 
@@ -204,29 +204,40 @@ def _top(
     return told
 
 
-def _sentence(probes: Sequence[Mapping[str, Any]], n: int, quick: bool) -> str:
+def _sentence(probes: Sequence[Mapping[str, Any]], n: int, quick: bool, n_nulls: int) -> str:
     """What the data would select for, and how sure one can be of it."""
-    from scipy import stats
-
     first, last = probes[0], probes[-1]
     if n < 2:
         return f"One sample is too few to tell what this data would select for; {first['name']} is strongest in it."
-    own = "an estimate of the model's own" if quick else "the model's own"
+    own, luck = "an estimate of the model's own" if quick else "the model's own", by_luck(len(probes), n_nulls)
     if not (first["low"] > 0 and first["beyond"] > STANDS_OUT):
         told = f"Nothing stands out that this data would select for: {first['name']} comes nearest, {_numbers(first)}"
-        if last["high"] < 0 and last["beyond"] < -STANDS_OUT:
+        if last["high"] < 0 and last["beyond"] < -max(luck, STANDS_OUT):
             told += f"; but it pushes away from {last['name']}, {_numbers(last)}"
         return f"{told}."
     close = [p["name"] for p in probes[1:4] if p["low"] > 0 and p["beyond"] > CLOSE * first["beyond"]]
     rivals = f", and hardly less for {' or '.join(close)}" if close else ""
-    told = f"This data would select for {first['name']}{rivals}: against {own}, its {n} replies score {_numbers(first)}"
-    # The farthest of many goes far by luck alone.
-    if (luck := float(stats.norm.isf(1 / (len(probes) + 1)))) > STANDS_OUT:
-        told += f"; by luck the farthest of {len(probes)} probes would go about {luck:.1f} times as far"
-        told += "" if first["beyond"] > luck else ", so this is a lead and no more"
+    sure = first["beyond"] > luck
+    told = "This data would select for" if sure else "A lead and no more: this data may select for"
+    told += f" {first['name']}{rivals}: against {own}, its {n} replies score {_numbers(first)}"
+    if not sure:
+        told += f"; of {len(probes)} probes one goes {luck:.1f} times as far by luck in one data set of twenty"
     if abs(first["length_r"]) >= LONG:
         told += f"; but its scores go with the length of a reply (r {first['length_r']:+.2f})"
     return f"{told}."
+
+
+def by_luck(n_probes: int, n_nulls: int) -> float:
+    """How far, in multiples of what a random direction does, the farthest of so many probes goes in one case of twenty.
+
+    The spread of random directions is known from a few of them, hence Student's t (Bonferroni over the probes).
+
+    >>> by_luck(1, 20) < by_luck(160, 20) < by_luck(160, 5)
+    True
+    """
+    from scipy import stats
+
+    return float(stats.t.isf(0.05 / n_probes, n_nulls))
 
 
 def _numbers(probe: Mapping[str, Any]) -> str:

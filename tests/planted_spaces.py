@@ -53,14 +53,14 @@ def make_space(
     )
 
 
-def make_sides(seed: int, assistant: float, gap: float = 3.0) -> PersonaSpace:
+def make_sides(seed: int, assistant: float, gap: float = 3.0, spread: float = 0.5, width: int = WIDTH) -> PersonaSpace:
     """People around 1 and things around 0 of a line that is `gap` long, the Assistant at a place on it and off it."""
     draw = torch.Generator().manual_seed(seed)
     n_people, n_things = 30, 14
-    points = torch.randn(n_people + n_things, WIDTH, generator=draw) * 0.5
-    points[:n_people] += gap * unit(0)
-    place = gap * assistant * unit(0) + 2 * unit(1)
-    wobble = torch.randn(n_people + n_things + 2, QUESTIONS, 1, WIDTH, generator=draw) * 0.3
+    points = torch.randn(n_people + n_things, width, generator=draw) * spread
+    points[:n_people] += gap * unit(0, width)
+    place = gap * assistant * unit(0, width) + 2 * unit(1, width)
+    wobble = torch.randn(n_people + n_things + 2, QUESTIONS, 1, width, generator=draw) * 0.3
     return PersonaSpace(
         names=tuple(f"persona{i}" for i in range(n_people + n_things)),
         families=("professions",) * 15 + ("characters",) * 15 + ("things",) * n_things,

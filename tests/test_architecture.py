@@ -18,7 +18,7 @@ TIERS = [
     {"cli"},
     {"tui", "server"},
     {"experiments", "sweeps", "engines"},
-    {"evaluation", "screening", "verdicts", "calibration", "positions", "speed", "exchange"},
+    {"evaluation", "screening", "verdicts", "calibration", "positions", "speed", "tables", "exchange"},
     {"plots"},
     {"measures", "nulls", "items", "limits", "chats", "spaces"},
     {"generation", "extraction", "training"},

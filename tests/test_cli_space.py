@@ -21,6 +21,8 @@ TAGS = {
     "moral_a": ["trait", "moral", "concerning"],
     "moral_b": ["trait", "moral", "concerning"],
     "moral_c": ["trait", "moral", "concerning"],
+    "moral_d": ["trait", "moral", "concerning"],
+    "good_d": ["trait", "moral", "benign"],
     "good_a": ["trait", "moral", "benign"],
     "good_b": ["trait", "moral", "benign"],
     "good_c": ["trait", "moral", "benign"],
@@ -53,7 +55,7 @@ questions = ["Who are you?"]
 
 @pytest.fixture
 def library(workplace: Path, monkeypatch: pytest.MonkeyPatch, tiny: Model) -> Path:
-    """Fourteen personas, with vectors of the moral ones, and a cache of their own."""
+    """Sixteen personas, with vectors of the moral ones, and a cache of their own."""
     (workplace / "personas").mkdir()
     (workplace / "personas" / "tiny.toml").write_text("".join(persona_toml(*each) for each in TAGS.items()))
     monkeypatch.setattr("steerkit.personas.search_path", lambda: [Path("personas")])
@@ -127,10 +129,10 @@ def test_a_map_of_some_personas_has_no_others(run: Run) -> None:
 
 
 def test_traits_are_crossed_and_what_they_bring_can_be_written_into_their_vectors(run: Run, tiny: Model) -> None:
-    result = run("spillover", *SMALL[1:], "--random", "3", "--json", "--write")
-    assert [trait["kind"] for trait in result["traits"]] == ["malign"] * 3 + ["benign"] * 3
-    assert len(result["propensity"]) == len(result["geometry"]) == 6
-    assert len(result["sentences"]) == 6
+    result = run("spillover", *SMALL[1:], "--random", "20", "--json", "--write")
+    assert [trait["kind"] for trait in result["traits"]] == ["malign"] * 4 + ["benign"] * 4
+    assert len(result["propensity"]) == len(result["geometry"]) == 8
+    assert len(result["sentences"]) == 8
     evidence = load_vector(vector_path("moral_a", tiny.name)).evidence
     assert "spills" in evidence
     told = " ".join(run("spillover", *SMALL[1:], "--random", "3", "--plot", "spills.svg").split())
@@ -143,7 +145,7 @@ def test_traits_without_vectors_are_missed_in_one_line(run: Run) -> None:
     for path in Path("vectors").rglob("moral_*.safetensors"):
         path.unlink()
     told = " ".join(run("spillover", code=1).split())
-    assert "only 0 malign and 3 benign traits have vectors" in told
+    assert "0 malign and 4 benign traits have vectors" in told
     assert "steerkit extract" in told
 
 
@@ -168,6 +170,8 @@ def test_every_experiment_is_listed_and_runs(run: Run) -> None:
         (("map", *SMALL, "--layers", "99"), "layers 0 to"),
         (("map", "baker", "sailr", *SMALL), "sailor"),
         (("map", "baker", "sailor", *SMALL), "at least 4"),
+        (("spillover", "moral_a", "good_a"), "1 malign and 1 benign traits are named"),
+        (("spillover", "--write", "--random", "3"), "--random 20"),
         (("map", "--plot", "map.gif"), ".png, .svg or .html"),
         (("map", "--with", "nothing.jsonl"), "nothing.jsonl"),
     ],

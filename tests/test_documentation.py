@@ -9,7 +9,8 @@ from documentation import README, VECTORS, commands, updated
 
 from steerkit.cli import app
 from steerkit.personas import load_personas
-from steerkit.vectors import describe_vectors, load_vector
+from steerkit.tables import describe_vectors
+from steerkit.vectors import load_vector
 
 ROOT = README.parent
 

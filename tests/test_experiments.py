@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from steerkit.experiments.thresholds import COSINE, FEW, OUTER
 
 SEEDS = 100
 FEW_DRAWS = space.Settings(n_random=3, n_resamples=40)
-FEW_SPLITS = humanlike.Settings(n_splits=99, n_resamples=100)
+FEW_SPLITS = humanlike.Settings(n_splits=99)
 FEW_LABELS = spillover.Settings(n_resamples=100, n_relabelled=99)
 
 
@@ -81,6 +82,18 @@ def test_an_assistant_among_things_is_not() -> None:
     assert found["yes"] == 0
 
 
+def test_a_wide_spread_draws_the_assistant_to_neither_side() -> None:
+    places = []
+    for seed in range(40):
+        result = humanlike.examine(make_sides(seed, 0.2, gap=5.0, spread=1.0, width=200), 0, FEW_SPLITS)
+        assert result["verdict"] != "yes"
+        places.append(result["statistic"])
+    values = torch.tensor([place["value"] for place in places])
+    assert abs(float(values.mean()) - 0.2) < 0.06
+    covered = sum(place["low"] <= 0.2 <= place["high"] for place in places)
+    assert covered >= 36
+
+
 def test_people_and_things_that_do_not_differ_decide_nothing() -> None:
     found = verdicts(lambda seed: humanlike.examine(make_sides(seed, 0.9, gap=0.0), 0, FEW_SPLITS))
     assert found["yes"] + found["no"] <= 5
@@ -102,6 +115,61 @@ def test_traits_that_raise_all_others_alike_do_not() -> None:
 def test_benign_traits_that_raise_malign_ones_more_are_the_opposite() -> None:
     found = verdicts(lambda seed: spillover.examine(make_crossed(seed, 0.0, 0.2), TRAITS, KINDS, FEW_LABELS), 20)
     assert found["no"] == 20
+
+
+def test_benign_traits_that_drive_malign_ones_out_are_no_spill() -> None:
+    found = verdicts(lambda seed: spillover.examine(make_crossed(seed, 0.0, -0.1), TRAITS, KINDS, FEW_LABELS))
+    assert found["yes"] == 0
+    assert found["no"] >= 95
+
+
+def test_a_push_that_raises_everything_is_no_spill_although_random_directions_do_not() -> None:
+    found = verdicts(lambda seed: spillover.examine(make_crossed(seed, 0.2, 0.2), TRAITS, KINDS, FEW_LABELS), 40)
+    assert found["yes"] == 0
+
+
+@pytest.mark.parametrize("own", [0.0, -0.02])
+def test_dials_that_do_not_move_their_own_traits_say_nothing_of_others(own: float) -> None:
+    result = spillover.examine(make_crossed(0, 0.1, 0.0, own=own), TRAITS, KINDS, FEW_LABELS)
+    assert result["verdict"] == "cannot tell"
+    assert "do not move their own traits" in result["reason"]
+
+
+def test_few_labels_are_all_tried_and_their_own_is_among_them() -> None:
+    matrix = make_crossed(0, 0.3, 0.0).shifts.mean(-1).double()
+    few = [0, 1, 2, 3, 6, 7, 8, 9]
+    block, kinds = matrix[few][:, few], [KINDS[i] for i in few]
+    chance = spillover.relabel(block, kinds, 999, torch.Generator().manual_seed(0))
+    assert len(chance) == 70
+    assert int((chance >= spillover.spill(block, kinds) - 1e-12).sum()) == 1
+
+
+def test_traits_that_move_nothing_are_hardly_ever_said_to_bring_something_along() -> None:
+    wrong = 0
+    for seed in range(40):
+        result = spillover.examine(make_crossed(seed, 0.0, 0.0, noise=0.05), TRAITS, KINDS, FEW_LABELS)
+        wrong += sum(bool(spillover.brought_along(result, name)) for name in TRAITS)
+    assert wrong <= 0.05 * 40 * len(TRAITS)
+
+
+def test_places_that_are_mostly_noise_refute_nothing() -> None:
+    found = verdicts(lambda seed: mapped(seed, assistant=(4.0,), noise=12.0), 30)
+    assert found["no"] == 0
+    assert "mostly noise" in str(mapped(0, assistant=(4.0,), noise=12.0)["reason"])
+
+
+def test_replies_that_were_cut_off_leave_length_unknown() -> None:
+    planted = replace(make_space(0), cut=0.9)
+    result = space.examine(planted, 0, FEW_DRAWS)
+    assert result["verdict"] == "cannot tell"
+    assert "cut off" in result["reason"]
+    assert space.examine(replace(planted, cut=0.1), 0, FEW_DRAWS)["verdict"] == "yes"
+
+
+def test_a_number_lies_in_its_own_interval() -> None:
+    for seed in range(20):
+        for entry in mapped(seed, noise=2.0)["statistic"].values():  # type: ignore[attr-defined]
+            assert entry["low"] <= entry["value"] <= entry["high"]
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_does_not() -> None:

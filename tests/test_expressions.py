@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from steerkit.errors import ExpressionError
+from steerkit.errors import ExpressionError, VectorError
 from steerkit.steering import Gate, Steering, Term
 from steerkit.vectors import SteeringVector
 
@@ -133,6 +133,11 @@ def test_a_tilde_is_written_as_it_was_read(text: str, vectors: dict[str, Steerin
 def test_nothing_behind_a_tilde_is_an_error_with_its_column(vectors: dict[str, SteeringVector]) -> None:
     with pytest.raises(ExpressionError, match="column 9"):
         Steering.parse("0.8 hal~", vectors)
+
+
+def test_a_vector_apart_from_itself_is_refused(vectors: dict[str, SteeringVector]) -> None:
+    with pytest.raises(VectorError, match="leave out the ~"):
+        Steering.parse("hal ~ hal", vectors)
 
 
 def test_a_dial_warns_of_what_it_is_known_to_bring_along(vectors: dict[str, SteeringVector]) -> None:

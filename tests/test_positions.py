@@ -99,9 +99,9 @@ def test_a_chat_stands_where_its_replies_stand(tiny: Model) -> None:
         {"role": "user", "content": "Why?"},
         {"role": "assistant", "content": "What do you think of people?"},
     ]
-    turns = chat_positions(tiny, chat)
+    turns = chat_positions(tiny, chat, BRIEF)
     assert [text for text, _ in turns] == [chat[1]["content"], chat[3]["content"]]
-    alone = chat_positions(tiny, chat[:2])
+    alone = chat_positions(tiny, chat[:2], BRIEF)
     assert torch.allclose(turns[0][1], alone[0][1], atol=1e-4)
     assert not torch.allclose(turns[0][1], turns[1][1], atol=1e-2)
     with pytest.raises(PromptError, match="says nothing"):
@@ -113,3 +113,34 @@ def test_readings_and_counts_that_do_not_exist_are_refused() -> None:
         Settings(reading="respons")
     with pytest.raises(SteerkitError, match="2 to 12"):
         Settings(n_questions=13)
+
+
+def test_before_a_turn_a_chat_stands_where_the_prompt_stands(tiny: Model) -> None:
+    asked = neutral("common")[0]
+    chat = [{"role": "user", "content": asked}, {"role": "assistant", "content": "People."}]
+    ((_, state),) = chat_positions(tiny, chat, PROMPTS)
+    nobody = take_positions(tiny, FIVE, PROMPTS).assistant[0]
+    assert torch.allclose(state, nobody, atol=1e-4)
+    ((_, reply),) = chat_positions(tiny, chat, BRIEF)
+    assert not torch.allclose(reply, nobody, atol=1e-2)
+
+
+def test_a_persona_may_be_called_anything(tiny: Model) -> None:
+    named = [*FIVE, replace(FIVE[1], name="control"), replace(FIVE[2], name="nobody")]
+    first, other = take_positions(tiny, FIVE, PROMPTS), take_positions(tiny, named, PROMPTS)
+    assert torch.equal(first.control, other.control)
+    assert torch.allclose(other.states[-2], other.states[1], atol=1e-4)
+    assert not torch.allclose(other.states[-2], other.control, atol=1e-2)
+
+
+def test_another_chat_template_is_another_position(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = take_positions(tiny, FIVE, PROMPTS)
+    monkeypatch.setattr(tiny.tokenizer, "chat_template", tiny.tokenizer.chat_template.replace("<|end|>", "<|end|> "))
+    assert not torch.equal(first.states, take_positions(tiny, FIVE, PROMPTS).states)
+
+
+def test_replies_that_were_cut_off_are_counted(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert take_positions(tiny, FIVE, replace(PROMPTS, longest=2)).cut == 1.0
+    # Half of what it may say ends a reply, so hardly one is cut.
+    monkeypatch.setattr(tiny, "end_tokens", frozenset(range(0, 400, 2)))
+    assert take_positions(tiny, FIVE, replace(PROMPTS, n_long=1, longest=60)).cut < 1.0

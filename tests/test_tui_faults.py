@@ -246,7 +246,8 @@ def test_the_palette_knows_the_commands_and_help_the_keys(play: Any) -> None:
     play(script)
 
 
-def test_a_dial_that_is_known_to_bring_something_along_says_so_once(play: Any, plan: Plan, talker: Model) -> None:
+@pytest.mark.usefixtures("plan")
+def test_a_dial_that_is_known_to_bring_something_along_says_so_once(play: Any, talker: Model) -> None:
     known = {"spills": [{"measured": "pirate", "shift": 0.2, "z": 3.0}]}
     path = vector_path("hal", talker.name)
     replace(load_vector(path), evidence=known).save(path)

@@ -156,7 +156,8 @@ def _tell(made: dict[str, Any]) -> None:
 def _write_table() -> None:
     """Describe ./vectors/ in vectors/README.md."""
     from steerkit.files import write_text
-    from steerkit.vectors import describe_vectors, list_vectors, load_vector
+    from steerkit.tables import describe_vectors
+    from steerkit.vectors import list_vectors, load_vector
 
     paths = [path for path in list_vectors(None).values() if path.parts[0] == "vectors"]
     vectors: list[SteeringVector] = [load_vector(path) for path in sorted(paths)]

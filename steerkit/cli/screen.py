@@ -92,12 +92,19 @@ def _tell(result: Mapping[str, Any], json: bool, plot: Path | None) -> None:
 
 def _probes(model: Model, names: Sequence[str] | None, by: str) -> tuple[list[Probe], list[SteeringVector]]:
     """The probes that were named, or all there are, the one to rank by always among them; and everybody."""
+    from steerkit.errors import VectorError
     from steerkit.generation import Probe
     from steerkit.vectors import VectorSet
 
     vectors = VectorSet(model.fingerprint)
     wanted = [*(names or vectors), *([by] if by else [])]
-    return [Probe.of(vectors[name], name=name) for name in dict.fromkeys(wanted)], list(vectors.values())
+    crowd = []
+    for name in vectors:
+        try:
+            crowd.append(vectors[name])
+        except VectorError as error:
+            warn(f"left out of the random mixtures: {error}")
+    return [Probe.of(vectors[name], name=name) for name in dict.fromkeys(wanted)], crowd
 
 
 def _show(result: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from steerkit.errors import SteerkitError
 from steerkit.tints import tint
 
 Quick = Annotated[bool, typer.Option("--quick", help="Fewer questions and items: minutes, and wider intervals.")]
+ENOUGH = 20
 COLOURS = {"yes": "bold green", "no": "bold red", "cannot tell": "bold yellow"}
 
 
@@ -94,9 +95,11 @@ def spillover(
     from steerkit.experiments import spillover as experiment
 
     _check_picture(plot)
+    if write and n_random < ENOUGH:
+        raise SteerkitError(f"--write needs --random {ENOUGH} or more, because what is written is believed later")
     settings = experiment.Settings(tuple(trait or ()), n_random=n_random, seed=seed)
     loaded = open_model(model, device, dtype)
-    with progress() as tell, quiet_libraries():
+    with _stoppable("measurements"), progress() as tell, quiet_libraries():
         result = experiment.run(loaded, experiment.quick(settings) if quick else settings, tell)
     say_notes(loaded)
     if write:
@@ -137,7 +140,7 @@ def experiment(
     if hasattr(settings, "positions"):
         settings = replace(settings, positions=replace(settings.positions, seed=seed))
     loaded = open_model(model, device, dtype)
-    with _stoppable("positions"), progress() as tell, quiet_libraries():
+    with _stoppable("measurements"), progress() as tell, quiet_libraries():
         result = found.run(loaded, module.quick(settings) if quick else settings, tell)
     say_notes(loaded)
     if json:
@@ -232,7 +235,8 @@ def _show_map(result: Mapping[str, Any]) -> None:
     told += f" · a prompt about nothing: beyond {other['control']['percentile']:.0%}"
     left = "without both: percentile {percentile:.2f}, cosine {cosine:.2f}".format(**other["without"])
     halves = f"halves of the questions agree to r {result['halves']:.2f}"
-    console.print(Text(f"PC1 and reply length: r {other['length']['r']:+.2f}{told} · {left} · {halves}", "dim"))
+    length = f"r {other['length']['r']:+.2f}, {other['length']['cut']:.0%} of replies cut off"
+    console.print(Text(f"PC1 and reply length: {length}{told} · {left} · {halves}", "dim"))
     for title, key in (("nearest", "nearest"), ("farthest", "farthest")):
         names = ", ".join(f"{entry['name']} {entry['distance']:.1f}" for entry in result[key][:8])
         console.print(Text.assemble((f"{title:<9}", "bold"), names))
@@ -268,8 +272,10 @@ def _show_spillover(result: Mapping[str, Any]) -> None:
         console.print(Text(sentence), soft_wrap=True)
     console.print(
         Text(
-            f"geometry says the same with r {result['agreement']:+.2f}; by its cosines malign traits lean to each "
-            f"other by {result['geometry_statistic']:+.2f} more",
+            f"geometry: r {result['agreement']:+.2f} of cosine and shift; by cosine malign traits lean to each other "
+            f"{result['geometry_statistic']:+.2f} more than benign ones to them, under other labels as much in "
+            f"{result['geometry_p']:.1%} · measured at KL p95 {result['null']['kl_p95'][0]:.2f} to "
+            f"{result['null']['kl_p95'][1]:.2f} and brought to {result['kl_p95']}",
             "dim",
         )
     )
@@ -280,10 +286,13 @@ def _show_humanlike(result: Mapping[str, Any]) -> None:
     _head(result, f"layer {result['layer']} · {result['people']} people, {result['things']} things")
     console = out()
     own = {"★ the Assistant": result["statistic"]["value"], "a prompt about nothing": result["control"]}
-    for name, place in sorted({**result["families"], **own}.items(), key=lambda row: row[1]):
+    known = {name: place for name, place in {**result["families"], **own}.items() if place is not None}
+    for name, place in sorted(known.items(), key=lambda row: row[1]):
         line, style = "▏" + "█" * max(0, round(20 * place)), "bold" if name in own else ""
         console.print(Text.assemble((f"{name:<24}", style), f"{place:+.2f} ", (line, "dim")))
-    console.print(Text(f"without what reply length and storytelling explain: {result['without']:+.2f}", "dim"))
+    if result["without"] is not None:
+        left = f"without what reply length and storytelling explain: {result['without']:+.2f}"
+        console.print(Text(left, "dim"))
 
 
 def _write_spills(model_name: str, result: Mapping[str, Any]) -> None:
@@ -295,6 +304,7 @@ def _write_spills(model_name: str, result: Mapping[str, Any]) -> None:
         name = trait["name"]
         vector, source = find_vector(name, model_name), find_path(name, model_name)
         path = source if source.parts[0] == "vectors" else vector_path(name, model_name)
-        evidence = {**vector.evidence, "spills": brought_along(dict(result), name)}
+        under = {"n_random": result["null"]["n"], "items": result["items"], "traits": len(result["traits"])}
+        evidence = {**vector.evidence, "spills": brought_along(dict(result), name), "spills_under": under}
         replace(vector, evidence=evidence).save(path)
     talk().print(Text(f"written into {len(result['traits'])} vectors: what each brings along", "dim"))

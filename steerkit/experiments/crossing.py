@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import platformdirs
 import torch
 from jaxtyping import Bool, Float
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
+from steerkit.files import replacing_file
 from steerkit.limits import LIMIT, WORKING, at_dial
-from steerkit.measures import at_cost, contrast, item_rows, percentiles, score_replies
+from steerkit.measures import Row, at_cost, contrast, item_rows, percentiles, score_replies
 from steerkit.models import Model
 from steerkit.nulls import random_like
 from steerkit.personas import Persona
 from steerkit.steering import Steering
-from steerkit.vectors import SteeringVector
+from steerkit.vectors import SteeringVector, cosines
 from steerkit.weights import Progress, as_stage, ignore_progress
+
+BLOCK = 8
+"""So many steerings are measured at a time: what they share is shared, and little is lost when somebody stops."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +38,9 @@ class Crossed:
     chance: Float[Tensor, "r m i"]
     """The same under r random directions."""
     cosines: Float[Tensor, "k k"]
-    """Of the directions with each other."""
+    """Of the directions with each other, in the middle of the model, where all are read alike."""
+    reached: tuple[float, float] = (math.nan, math.nan)
+    """Least and most KL p95 at which anything was measured, before it was brought to `WORKING`."""
 
 
 def cross(
@@ -64,25 +75,60 @@ def cross(
     # One item of every trait tells what each dial costs; the square law takes it to the same KL from there.
     few = [row for each in rows for row in each[:2]]
     costs = percentiles(score_replies(model, few, trial, True, progress=as_stage(progress, "match")).divergences)
-    factors = (WORKING / costs.clamp_min(1e-9)).sqrt().tolist()
+    factors = (WORKING / costs.clamp_min(1e-9)).sqrt().clamp(0.1, 10).tolist()
     matched = [at_dial(v, dial * factor) for v, dial, factor in zip(pushed, dials, factors, strict=True)]
-    asked, tell = [row for each in rows for row in each], as_stage(progress, "prove")
-    scores = score_replies(model, asked, [Steering(), *matched], True, progress=tell)
-    measured, reached = contrast(scores.means), percentiles(scores.divergences)[1:]
+    asked = [row for each in rows for row in each]
+    scores = score_in_blocks(model, asked, [Steering(), *matched], as_stage(progress, "prove"))
+    measured, reached = contrast(scores[0] / scores[1]), scores[2][1:]
     shifts = at_cost(measured[1:] - measured[0], reached, WORKING).reshape(len(pushed), len(traits), fewest)
-    return Crossed(shifts[: len(vectors)], shifts[len(vectors) :], cosines(vectors))
+    ends, alike = (float(reached.min()), float(reached.max())), cosines(vectors, model.n_layers // 2)
+    return Crossed(shifts[: len(vectors)], shifts[len(vectors) :], alike, ends)
+
+
+def score_in_blocks(
+    model: Model, rows: Sequence[Row], steerings: Sequence[Steering], progress: Progress
+) -> tuple[Float[Tensor, "k n"], Float[Tensor, " n"], Float[Tensor, " k"]]:
+    """What `score_replies` gives (totals, lengths, and the KL p95 of each steering), a few steerings at a time.
+
+    Every block is kept on disk as soon as it is measured, so a run that was stopped goes on where it was.
+    """
+    totals, costs = [], []
+    for start in range(0, len(steerings), BLOCK):
+        block = steerings[start : start + BLOCK]
+        path = _block_path(model, rows, block)
+        if (kept := _load_block(path)) is None:
+            scores = score_replies(model, rows, block, divergence=True)
+            kept = {"totals": scores.totals.cpu(), "costs": percentiles(scores.divergences).cpu()}
+            with replacing_file(path) as temporary:
+                temporary.write_bytes(save(kept))
+        totals.append(kept["totals"])
+        costs.append(kept["costs"])
+        progress("prove", start + len(block), len(steerings))
+    return torch.cat(totals), torch.tensor([float(len(reply)) for _, reply in rows]), torch.cat(costs)
+
+
+def _block_path(model: Model, rows: Sequence[Row], block: Sequence[Steering]) -> Path:
+    """A name that changes with all that the numbers depend on."""
+    hashed = hashlib.sha256(repr((model.fingerprint.to_json(), str(model.dtype), rows)).encode())
+    for steering in block:
+        hashed.update(b"steering")
+        for term in steering.terms:
+            hashed.update(repr((term.dial, term.band, term.operator)).encode())
+            hashed.update(term.vector.directions.float().contiguous().numpy().tobytes())
+    return platformdirs.user_cache_path("steerkit") / "crossings" / f"{hashed.hexdigest()[:24]}.safetensors"
+
+
+def _load_block(path: Path) -> dict[str, Tensor] | None:
+    try:
+        found = load(path.read_bytes())
+        return found if {"totals", "costs"} <= set(found) else None
+    except (OSError, SafetensorError, ValueError):
+        return None
 
 
 def working_dial(vector: SteeringVector) -> float:
     """The dial near half a nat, if the vector is calibrated; else one to start from."""
     return float(vector.evidence.get("limit", 1.0)) / math.sqrt(LIMIT / WORKING)
-
-
-def cosines(vectors: Sequence[SteeringVector]) -> Float[Tensor, "k k"]:
-    """Cosine of every direction with every other, in the middle of the model, where they are read alike."""
-    layer = vectors[0].model.layers // 2
-    units = torch.nn.functional.normalize(torch.stack([v.directions[layer].double() for v in vectors]), dim=-1)
-    return (units @ units.T).float()
 
 
 def standard_scores(crossed: Crossed) -> Float[Tensor, "k m"]:
@@ -93,9 +139,14 @@ def standard_scores(crossed: Crossed) -> Float[Tensor, "k m"]:
 
 
 def beyond_random(crossed: Crossed) -> Bool[Tensor, "k m"]:
-    """Where a shift lies outside everything that random directions do to the trait."""
-    random, shifts = crossed.chance.mean(-1), crossed.shifts.mean(-1)
-    return (shifts > random.amax(0)) | (shifts < random.amin(0))
+    """Where a shift lies further out, in standard deviations, than any random direction takes any trait.
+
+    That is a bound on all cells of a row at once: of many cells some lie outside of what twenty directions do to one.
+    """
+    random = crossed.chance.mean(-1)
+    spread = random.std(0).clamp_min(1e-9)
+    furthest = ((random - random.mean(0)) / spread).abs().max()
+    return standard_scores(crossed).abs() > furthest
 
 
 def cluster(cosines: Float[Tensor, "k k"]) -> list[int]:

@@ -7,17 +7,19 @@ how much they tell stories, which is how small models play.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from steerkit.errors import SteerkitError
 from steerkit.experiments import NO, REGISTRY, UNKNOWN, YES, all_of, judge
 from steerkit.experiments.pictured import draw, draw_way
-from steerkit.experiments.thresholds import CONFIDENCE, CONFOUNDED, COSINE, FEW, OUTER, RELIABLE, SHARE
+from steerkit.experiments.thresholds import CONFOUNDED, COSINE, CUT, FEW, OUTER, RELIABLE, SHARE
 from steerkit.models import Message, Model
 from steerkit.personas import Persona, load_personas
 from steerkit.positions import QUICK, chat_positions, take_positions
@@ -36,6 +38,9 @@ from steerkit.spaces import (
 )
 from steerkit.weights import Progress, ignore_progress
 
+FEWEST = 4
+NORMAL = 1.96
+BOUNDS = {"components": (1.0, math.inf), "percentile": (0.0, 1.0), "cosine": (-1.0, 1.0)}
 STORYTELLER = "storyteller"
 STYLES = "styles"
 
@@ -93,18 +98,31 @@ def run(
         SteerkitError: there are too few personas, or a layer does not exist.
     """
     settings = settings or Settings()
-    space = take_positions(model, chosen(settings.personas), settings.positions, progress)
-    layers = settings.layers or (model.n_layers // 2,)
+    personas, layers = chosen(settings.personas), settings.layers or (model.n_layers // 2,)
+    check_layers(model, layers)
+    turns = chat_positions(model, chat, settings.positions) if chat else []
+    space = take_positions(model, personas, settings.positions, progress)
     found = examine(space, layers[0], settings)
     told = {"model": model.name, "personas": len(space.names), "questions": settings.positions.n_questions}
     told |= {"reading": settings.positions.reading, "tokens": settings.positions.n_tokens, "seed": settings.seed}
-    path = draw_way(space, layers[0], chat_positions(model, chat)) if chat else []
+    path = draw_way(space, layers[0], turns) if turns else []
     return {"experiment": "map", "claim": REGISTRY["map"].claim, **told, **found, **draw(space, layers), "path": path}
 
 
 def quick(settings: Settings) -> Settings:
     """The same in minutes."""
-    return Settings(settings.personas, settings.layers, QUICK, settings.n_random, settings.n_resamples, settings.seed)
+    return replace(settings, positions=replace(QUICK, seed=settings.positions.seed))
+
+
+def check_layers(model: Model, layers: Sequence[int]) -> None:
+    """Refuse layers that do not exist before anything is measured.
+
+    Raises:
+        SteerkitError: one does not.
+    """
+    for layer in layers:
+        if not 0 <= layer < model.n_layers:
+            raise SteerkitError(f"layer {layer} is out of range; {model.name} has layers 0 to {model.n_layers - 1}")
 
 
 def chosen(names: Sequence[str]) -> list[Persona]:
@@ -113,6 +131,8 @@ def chosen(names: Sequence[str]) -> list[Persona]:
 
     library = load_personas()
     found = [find_persona(name, library) for name in dict.fromkeys(names)] if names else list(library.values())
+    if len(found) < FEWEST:
+        raise SteerkitError(f"a space needs at least {FEWEST} personas, and there are {len(found)}; name more")
     return sorted(found, key=lambda persona: (persona.family, persona.name))
 
 
@@ -121,19 +141,15 @@ def examine(space: PersonaSpace, layer: int, settings: Settings) -> dict[str, An
     states, assistant = space.at(layer), space.assistant[:, layer].double()
     story = story_direction(space, layer)
     draw = torch.Generator().manual_seed(settings.seed)
-    measured = measure(states, assistant)
-    intervals = resample(states, assistant, settings.n_resamples, draw)
-    statistic = {
-        key: {"value": round(value, 4), "low": round(intervals[key][0], 4), "high": round(intervals[key][1], 4)}
-        for key, value in asdict(measured).items()
-    }
+    statistic = resample(states, assistant, settings.n_resamples, draw)
     null = nulls(states, assistant, settings.n_random, draw)
     confounds = {"control": beyond(states, assistant, space.control[:, layer].double())}
     confounds |= look_for_confounds(states, assistant, space.lengths.double(), space.assistant_length, story)
+    confounds["length"]["cut"] = round(space.cut, 4)
     halves = agreement(states)
     verdicts = verdicts_of(statistic, null, confounds, halves)
     thresholds = {"share": SHARE, "few": FEW, "outer": OUTER, "cosine": COSINE, "confounded": CONFOUNDED}
-    thresholds["reliable"] = RELIABLE
+    thresholds |= {"reliable": RELIABLE, "cut": CUT}
     return {
         "layer": layer,
         "statistic": statistic,
@@ -143,7 +159,7 @@ def examine(space: PersonaSpace, layer: int, settings: Settings) -> dict[str, An
         "thresholds": thresholds,
         "parts": verdicts,
         "verdict": all_of(*verdicts.values()),
-        "reason": explain(statistic, null, confounds, verdicts),
+        "reason": explain(statistic, null, confounds, verdicts, halves),
     }
 
 
@@ -179,18 +195,24 @@ def agreement(states: Float[Tensor, "p q d"]) -> float:
 
 def resample(
     states: Float[Tensor, "p q d"], assistant: Float[Tensor, "q d"], n: int, draw: torch.Generator
-) -> dict[str, tuple[float, float]]:
-    """Intervals of the three numbers over resampled questions, the same for everybody."""
-    n_questions = states.shape[1]
+) -> dict[str, dict[str, float]]:
+    """The three numbers with their intervals, from the spread over resampled questions, the same for everybody.
+
+    Resampling adds the noise of the questions a second time, which pushes every number the same way; so the interval
+    lies around the number itself, and only its width is taken from the resamples.
+    """
+    value, n_questions = measure(states, assistant), states.shape[1]
     rows = []
     for _ in range(n):
         kept = torch.randint(n_questions, (n_questions,), generator=draw)
-        found = measure(states[:, kept], assistant[kept])
-        rows.append([found.components, found.percentile, found.cosine])
-    tail = (1 - CONFIDENCE) / 2
-    ends = torch.tensor(rows, dtype=torch.float64).quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=0)
-    keys = ("components", "percentile", "cosine")
-    return {key: (float(ends[0, i]), float(ends[1, i])) for i, key in enumerate(keys)}
+        rows.append(list(asdict(measure(states[:, kept], assistant[kept])).values()))
+    widths = torch.tensor(rows, dtype=torch.float64).std(0) * NORMAL * math.sqrt(n_questions / max(n_questions - 1, 1))
+    found = {}
+    for (key, centre), width in zip(asdict(value).items(), widths.tolist(), strict=True):
+        least, most = BOUNDS[key]
+        low, high = max(centre - width, least), min(centre + width, most)
+        found[key] = {"value": round(centre, 4), "low": round(low, 4), "high": round(high, 4)}
+    return found
 
 
 def nulls(
@@ -214,11 +236,12 @@ def nulls(
     }
     stacked = torch.stack(spectra)
     band = {"low": stacked.amin(0), "high": stacked.amax(0)}
-    others = torch.tensor([measure(_without(states, i), states[i]).percentile for i in range(len(states))])
+    others = [measure(_without(states, i), states[i]) for i in range(len(states))]
+    as_good = [other.percentile >= OUTER and other.cosine > COSINE for other in others]
     return {
         **ends,
         "spectrum": {key: [round(x, 5) for x in values[:100].tolist()] for key, values in band.items()},
-        "others_as_far_out": round(float((others >= OUTER).double().mean()), 4),
+        "others": {"n": len(others), "p": round(sum(as_good) / len(others), 4)},
     }
 
 
@@ -288,13 +311,17 @@ def verdicts_of(
     statistic: dict[str, Any], null: dict[str, Any], confounds: dict[str, Any], halves: float
 ) -> dict[str, str]:
     """A verdict on each part of the claim."""
-    count, bound = statistic["components"], min(FEW, null["components"]["least"] - 1)
-    few = judge(-count["high"], -count["low"], -bound - 0.5)
-    few = UNKNOWN if few == NO and halves < RELIABLE else few
+    count, out, turn = (statistic[key] for key in ("components", "percentile", "cosine"))
+    bound = min(FEW, null["components"]["least"] - 1)
+    found = {
+        "few dimensions": judge(-count["high"], -count["low"], -bound - 0.5),
+        "near an end": judge(out["low"], out["high"], OUTER - 1e-9),
+        "the first is the Assistant axis": judge(turn["low"], turn["high"], COSINE),
+    }
+    if halves < RELIABLE:
+        found = {part: UNKNOWN if verdict == NO else verdict for part, verdict in found.items()}
     return {
-        "few dimensions": few,
-        "near an end": judge(statistic["percentile"]["low"], statistic["percentile"]["high"], OUTER - 1e-9),
-        "the first is the Assistant axis": judge(statistic["cosine"]["low"], statistic["cosine"]["high"], COSINE),
+        **found,
         "and nothing else": YES if not instead(statistic, confounds) else UNKNOWN,
     }
 
@@ -307,13 +334,19 @@ def instead(statistic: dict[str, Any], confounds: dict[str, Any]) -> str:
         return f"reply length (r {length:+.2f})"
     if abs(story.get("cosine", 0.0)) >= CONFOUNDED:
         return f"storytelling (cosine {story['cosine']:+.2f})"
+    if confounds["length"]["cut"] > CUT:
+        return f"reply length, which is not known: {confounds['length']['cut']:.0%} of the replies were cut off"
     if holds and (left["percentile"] < OUTER or left["cosine"] <= COSINE):
         return f"length and storytelling, without which {left['percentile']:.0%} and {left['cosine']:.2f} are left"
     return ""
 
 
 def explain(
-    statistic: dict[str, Any], null: dict[str, Any], confounds: dict[str, Any], verdicts: dict[str, str]
+    statistic: dict[str, Any],
+    null: dict[str, Any],
+    confounds: dict[str, Any],
+    verdicts: dict[str, str],
+    halves: float,
 ) -> str:
     """One sentence for a reader."""
     count, out, turn = (statistic[key] for key in ("components", "percentile", "cosine"))
@@ -321,8 +354,11 @@ def explain(
         f"{count['value']:.0f} components carry {SHARE:.0%} of the variance (random vectors: "
         f"{null['components']['least']:.0f} or more); the Assistant is further out on the first than "
         f"{out['value']:.0%} of the personas [{out['low']:.0%}, {out['high']:.0%}]; its cosine with the Assistant axis "
-        f"is {turn['value']:.2f} [{turn['low']:.2f}, {turn['high']:.2f}]"
+        f"is {turn['value']:.2f} [{turn['low']:.2f}, {turn['high']:.2f}]; in its place {null['others']['p']:.0%} of "
+        "the personas would pass both"
     )
+    if halves < RELIABLE:
+        said += f"; but these places are mostly noise, for two halves of the questions agree to r {halves:.2f}"
     if other := instead(statistic, confounds):
         said += f"; but the first component may be {other}"
     failing = [part for part, verdict in verdicts.items() if verdict == NO]

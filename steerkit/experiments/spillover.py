@@ -1,12 +1,15 @@
 """The claim: traits come in clusters, so that turning up one malign trait raises others, more than benign ones do.
 
-Every trait is steered at the dial that costs the same KL, and every trait is measured on its held-out items. Nulls are
-random directions at that KL, relabelled traits, and opposites, which should fall where their opposite is turned up. The
-same is asked of geometry alone: how much of one direction lies along another.
+Every trait is steered at the dial that costs the same KL, and every trait is measured on its held-out items. Malign
+ones must rise with malign ones beyond random directions at that KL, and more than with benign ones: either alone would
+also come of benign traits that drive malign ones out, or of any push that raises everything. Labels are exchanged,
+opposites are told, and geometry alone is asked the same.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from steerkit.errors import SteerkitError, VectorError
-from steerkit.experiments import NO, REGISTRY, UNKNOWN, YES, judge
+from steerkit.experiments import NO, REGISTRY, UNKNOWN, YES, all_of, judge
 from steerkit.experiments.crossing import Crossed, beyond_random, cluster, cross, standard_scores
 from steerkit.experiments.thresholds import CONFIDENCE, SPILL
 from steerkit.limits import WORKING
@@ -27,6 +30,8 @@ from steerkit.vectors import VectorSet
 from steerkit.weights import Progress, ignore_progress
 
 MALIGN, BENIGN, OTHER = "malign", "benign", "other"
+FEWEST = 4
+"""Of each kind: three and three can be labelled in twenty ways, so that even the best is one in twenty."""
 FEWER = (
     "cheating",
     "cruelty",
@@ -74,7 +79,8 @@ def run(model: Model, settings: Settings | None = None, progress: Progress = ign
     """Cross a model's traits with each other, and judge the claim.
 
     Returns:
-        Plain data: the matrices, `statistic`, `null`, `thresholds`, `verdict`, `reason`, and one sentence a trait.
+        Plain data: the matrices, `statistic` (the spill), `rise`, `own`, `null`, `thresholds`, `verdict`, `reason`, and
+        one sentence a trait.
 
     Raises:
         VectorError: a trait has no vector for this model, or too few traits of either kind have one.
@@ -105,7 +111,7 @@ def crossed_traits(model: Model, names: Sequence[str]) -> list[Persona]:
     """The traits that are crossed, malign ones first.
 
     Raises:
-        VectorError: fewer than three malign or three benign ones have vectors.
+        VectorError: fewer than four malign or four benign ones have vectors, or one has no items.
         PersonaError: a name is unknown.
     """
     library = load_personas()
@@ -114,39 +120,40 @@ def crossed_traits(model: Model, names: Sequence[str]) -> list[Persona]:
         traits = [find_persona(name, library) for name in dict.fromkeys(names)]
     else:
         traits = [persona for name, persona in library.items() if persona.family == "moral traits" and name in have]
-    traits = sorted((t for t in traits if t.items), key=lambda t: ((MALIGN, BENIGN, OTHER).index(kind_of(t)), t.name))
+    traits = sorted(traits, key=lambda t: ((MALIGN, BENIGN, OTHER).index(kind_of(t)), t.name))
     counts = {kind: sum(kind_of(trait) == kind for trait in traits) for kind in (MALIGN, BENIGN)}
-    if min(counts.values()) < 3:
+    if bare := [trait.name for trait in traits if not trait.items]:
+        raise VectorError(f"{', '.join(bare)} cannot be measured without items; leave them out or write some")
+    if min(counts.values()) < FEWEST:
         raise VectorError(
-            f"only {counts[MALIGN]} malign and {counts[BENIGN]} benign traits have vectors, and 3 of each are needed; "
-            f"make them with: steerkit extract {' '.join(FEWER)}"
+            f"{counts[MALIGN]} malign and {counts[BENIGN]} benign traits {'are named' if names else 'have vectors'}, "
+            f"and {FEWEST} of each are needed; "
+            + ("name more" if names else f"make them with: steerkit extract {' '.join(FEWER)}")
         )
     return traits
 
 
 def examine(crossed: Crossed, names: Sequence[str], kinds: Sequence[str], settings: Settings) -> dict[str, Any]:
     """Statistic, nulls and verdict; no model, so that planted matrices can be put through it."""
-    if min(kinds.count(MALIGN), kinds.count(BENIGN)) < 3:
-        raise SteerkitError("3 malign and 3 benign traits are needed; name more")
+    if min(kinds.count(MALIGN), kinds.count(BENIGN)) < FEWEST:
+        raise SteerkitError(f"{FEWEST} malign and {FEWEST} benign traits are needed; name more")
     draw = torch.Generator().manual_seed(settings.seed)
-    matrix = crossed.shifts.mean(-1).double()
-    value = spill(matrix, kinds)
-    low, high = resample(crossed.shifts.double(), kinds, settings.n_resamples, draw)
+    matrix, random = crossed.shifts.mean(-1).double(), crossed.chance.mean(-1).double()
+    statistic = resample(crossed, kinds, settings.n_resamples, draw)
     chance = relabel(matrix, kinds, settings.n_relabelled, draw)
-    p = (1 + int((chance >= value).sum())) / (1 + len(chance))
-    scores = standard_scores(crossed)
-    significant = beyond_random(crossed)
+    p = float((chance >= spill(matrix, kinds) - 1e-12).double().mean())
+    scores, significant = standard_scores(crossed), beyond_random(crossed)
+    own = statistic["own"]
     parts = {
-        "malign traits spill": judge(low, high, SPILL),
-        "beyond relabelled traits": YES if p <= 1 - CONFIDENCE else UNKNOWN,
+        "malign traits rise with malign ones": judge(statistic["rise"]["low"], statistic["rise"]["high"], SPILL),
+        "and more than with benign ones": judge(statistic["spill"]["low"], statistic["spill"]["high"], SPILL),
+        "which other labels do not give": YES if p <= 1 - CONFIDENCE + 1e-9 else UNKNOWN,
     }
-    verdict = parts["malign traits spill"]
-    if verdict == YES and parts["beyond relabelled traits"] != YES:
-        verdict = UNKNOWN
-    geometry = spill(crossed.cosines.double(), kinds)
-    opposite = opposites(matrix, names)
-    random = crossed.chance.mean(-1)
-    told = {"value": round(value, 4), "low": round(low, 4), "high": round(high, 4)}
+    # Where the dials do not move their own traits there is nothing of which the rest could be a share.
+    verdict = all_of(*parts.values()) if own["low"] > 0 else UNKNOWN
+    geometry = crossed.cosines.double()
+    alike = relabel(geometry, kinds, settings.n_relabelled, draw)
+    opposite = opposites(matrix, names, random)
     return {
         "traits": [{"name": name, "kind": kind} for name, kind in zip(names, kinds, strict=True)],
         "order": cluster(crossed.cosines),
@@ -154,12 +161,16 @@ def examine(crossed: Crossed, names: Sequence[str], kinds: Sequence[str], settin
         "geometry": _rounded(crossed.cosines),
         "z": _rounded(scores),
         "significant": significant.tolist(),
-        "statistic": told,
-        "geometry_statistic": round(geometry, 4),
-        "agreement": round(_agreement(matrix, crossed.cosines.double()), 4),
+        "statistic": statistic["spill"],
+        "rise": statistic["rise"],
+        "own": statistic["own"],
+        "geometry_statistic": round(spill(geometry, kinds), 4),
+        "geometry_p": round(float((alike >= spill(geometry, kinds) - 1e-12).double().mean()), 4),
+        "agreement": round(_agreement(matrix, geometry), 4),
         "opposites": opposite,
         "null": {
             "n": len(random),
+            "kl_p95": [round(x, 4) for x in crossed.reached],
             "least": round(float(random.min()), 4),
             "most": round(float(random.max()), 4),
             "relabelled": {"n": len(chance), "p": round(p, 4), "most": round(float(chance.max()), 4)},
@@ -167,7 +178,7 @@ def examine(crossed: Crossed, names: Sequence[str], kinds: Sequence[str], settin
         "thresholds": {"spill": SPILL, "p": round(1 - CONFIDENCE, 4)},
         "parts": parts,
         "verdict": verdict,
-        "reason": explain(matrix, told, p, opposite, verdict),
+        "reason": explain(statistic, p, opposite, parts),
         **strongest(matrix, scores, significant, crossed.cosines, names),
         "sentences": sentences(matrix, significant, names),
     }
@@ -182,55 +193,80 @@ def spill(matrix: Float[Tensor, "k k"], kinds: Sequence[str]) -> float:
     kin = malign[:, None] & malign[None] & ~torch.eye(len(kinds), dtype=torch.bool)
     strangers = benign[:, None] & malign[None]
     own = float(matrix.diagonal()[malign | benign].mean())
-    return float(matrix[kin].mean() - matrix[strangers].mean()) / max(own, 1e-9)
+    return float(matrix[kin].mean() - matrix[strangers].mean()) / max(own, 1e-3)
 
 
 def _mask(kinds: Sequence[str], kind: str) -> Bool[Tensor, " k"]:
     return torch.tensor([each == kind for each in kinds])
 
 
-def resample(
-    shifts: Float[Tensor, "k m i"], kinds: Sequence[str], n: int, draw: torch.Generator
-) -> tuple[float, float]:
-    """The interval of the spill, over resampled traits of either kind and resampled items."""
+def resample(crossed: Crossed, kinds: Sequence[str], n: int, draw: torch.Generator) -> dict[str, dict[str, float]]:
+    """Spill, rise and own rise with their intervals, over resampled traits of either kind and resampled items.
+
+    - `own`: how far a trait rises when it is turned itself, in nats a token
+    - `rise`: how far malign traits rise with other malign ones, beyond random directions, as a share of the own rise
+    - `spill`: how much further than with benign ones, as a share of it
+    """
+    shifts, chance = crossed.shifts.double(), crossed.chance.mean((0, 2)).double()
     groups = [torch.tensor([i for i, each in enumerate(kinds) if each == kind]) for kind in (MALIGN, BENIGN)]
-    found = []
-    for _ in range(n):
+    value = _numbers(shifts.mean(-1), chance, *groups)
+    found: list[tuple[float, float, float]] = []
+    while len(found) < n:
         kept = [group[torch.randint(len(group), (len(group),), generator=draw)] for group in groups]
-        asked = torch.randint(shifts.shape[2], (shifts.shape[2],), generator=draw)
-        found.append(_spill_of(shifts[:, :, asked].mean(-1), *kept))
+        # One trait drawn every time has no kin.
+        if len(kept[0].unique()) > 1:
+            asked = torch.randint(shifts.shape[2], (shifts.shape[2],), generator=draw)
+            found.append(_numbers(shifts[:, :, asked].mean(-1), chance, *kept))
     tail = (1 - CONFIDENCE) / 2
-    low, high = torch.tensor(found, dtype=torch.float64).quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64))
-    return float(low), float(high)
+    ends = torch.tensor(found, dtype=torch.float64).quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=0)
+    return {
+        key: {"value": round(value[i], 4), "low": round(float(ends[0, i]), 4), "high": round(float(ends[1, i]), 4)}
+        for i, key in enumerate(("spill", "rise", "own"))
+    }
 
 
-def _spill_of(matrix: Float[Tensor, "k k"], malign: Int[Tensor, " a"], benign: Int[Tensor, " c"]) -> float:
-    """The spill of traits that were drawn with replacement: a trait is never its own kin, however often it came."""
+def _numbers(
+    matrix: Float[Tensor, "k k"], chance: Float[Tensor, " k"], malign: Int[Tensor, " a"], benign: Int[Tensor, " c"]
+) -> tuple[float, float, float]:
+    """Spill, rise and own rise of traits that may have been drawn more than once: none is ever its own kin."""
     own = float(matrix.diagonal()[torch.cat([malign, benign])].mean())
-    block = matrix[malign][:, malign]
-    kin = block[malign[:, None] != malign[None]]
-    strangers = matrix[benign][:, malign].mean()
-    inside = float(kin.mean()) if len(kin) else own
-    return (inside - float(strangers)) / max(own, 1e-9)
+    kin = matrix[malign][:, malign][malign[:, None] != malign[None]].mean()
+    strangers, random = matrix[benign][:, malign].mean(), chance[malign].mean()
+    least = max(own, 1e-3)
+    return float(kin - strangers) / least, float(kin - random) / least, own
 
 
 def relabel(matrix: Float[Tensor, "k k"], kinds: Sequence[str], n: int, draw: torch.Generator) -> Float[Tensor, " n"]:
-    """The spill when traits are called malign or benign at random, as many of each as there are."""
+    """The spill under other labels, as many of each kind: all there are, their own included, if they are few."""
     places = [i for i, kind in enumerate(kinds) if kind != OTHER]
-    found = []
-    for _ in range(n):
-        order = torch.randperm(len(places), generator=draw).tolist()
-        exchanged: dict[int, str] = {place: kinds[places[other]] for place, other in zip(places, order, strict=True)}
-        found.append(spill(matrix, [exchanged.get(i, kind) for i, kind in enumerate(kinds)]))
-    return torch.tensor(found, dtype=torch.float64)
+    n_malign = kinds.count(MALIGN)
+    if math.comb(len(places), n_malign) <= n:
+        chosen = [set(each) for each in itertools.combinations(places, n_malign)]
+    else:
+        orders = [torch.randperm(len(places), generator=draw)[:n_malign].tolist() for _ in range(n)]
+        chosen = [
+            {i for i, kind in enumerate(kinds) if kind == MALIGN},
+            *({places[i] for i in each} for each in orders),
+        ]
+    mixed = [
+        [kind if kind == OTHER else MALIGN if i in each else BENIGN for i, kind in enumerate(kinds)] for each in chosen
+    ]
+    return torch.tensor([spill(matrix, labels) for labels in mixed], dtype=torch.float64)
 
 
-def opposites(matrix: Float[Tensor, "k k"], names: Sequence[str]) -> dict[str, Any]:
-    """What turning a trait up does to its opposite, over the pairs of which both are there."""
+def opposites(matrix: Float[Tensor, "k k"], names: Sequence[str], random: Float[Tensor, "r k"]) -> dict[str, Any]:
+    """What turning a trait up does to its opposite, over pairs of which both are there, beside random directions."""
     places = [(names.index(one), names.index(other)) for one, other in OPPOSITES if one in names and other in names]
-    both = [float(matrix[i, j]) for pair in places for i, j in (pair, pair[::-1])]
-    mean = round(sum(both) / len(both), 4) if both else None
-    return {"pairs": [[names[i], names[j]] for i, j in places], "shift": mean}
+    if not places:
+        return {"pairs": [], "shift": None}
+    both = [pair for one, other in places for pair in ((one, other), (other, one))]
+    chance = random[:, [j for _, j in both]].mean(1)
+    return {
+        "pairs": [[names[i], names[j]] for i, j in places],
+        "shift": round(sum(float(matrix[i, j]) for i, j in both) / len(both), 4),
+        "least": round(float(chance.min()), 4),
+        "most": round(float(chance.max()), 4),
+    }
 
 
 def strongest(
@@ -290,18 +326,24 @@ def sentences(matrix: Float[Tensor, "k k"], significant: Bool[Tensor, "k k"], na
     return told
 
 
-def explain(
-    matrix: Float[Tensor, "k k"], statistic: dict[str, float], p: float, opposite: dict[str, Any], verdict: str
-) -> str:
+def explain(statistic: dict[str, dict[str, float]], p: float, opposite: dict[str, Any], parts: dict[str, str]) -> str:
     """One sentence for a reader."""
+    own, rise, more = (statistic[key] for key in ("own", "rise", "spill"))
+    if own["low"] <= 0:
+        return (
+            f"turned up themselves, traits move by {own['value']:+.2f} [{own['low']:+.2f}, {own['high']:+.2f}] nats a "
+            "token, so these dials do not move their own traits and nothing can be said of others"
+        )
     said = (
-        f"malign traits rise with other malign ones by {statistic['value']:.0%} "
-        f"[{statistic['low']:.0%}, {statistic['high']:.0%}] of their own rise ({float(matrix.diagonal().mean()):+.2f} "
-        f"nats a token) more than with benign ones; with labels exchanged at random as much in {p:.1%}"
+        f"turned up itself a trait rises by {own['value']:+.2f} nats a token; of that malign traits rise "
+        f"{rise['value']:.0%} [{rise['low']:.0%}, {rise['high']:.0%}] with other malign ones, beyond random directions"
+        f", and {more['value']:.0%} [{more['low']:.0%}, {more['high']:.0%}] more than with benign ones; under other "
+        f"labels as much in {p:.1%}"
     )
     if opposite["shift"] is not None:
         said += f"; opposites move by {opposite['shift']:+.2f}"
-    return f"{said}; that is less than a spill worth the name" if verdict == NO else said
+    failing = [part for part, verdict in parts.items() if verdict == NO]
+    return f"{said}; not borne out: {', '.join(failing)}" if failing else said
 
 
 def _agreement(matrix: Float[Tensor, "k k"], cosine: Float[Tensor, "k k"]) -> float:

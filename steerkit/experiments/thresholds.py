@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 CONFIDENCE = 0.95
-"""Of every interval; and 1 − this is how often a null may look like an effect."""
+"""Of every interval; and 1 − this is how often a random split or relabelling may look like an effect."""
 
 SHARE = 0.70
 """Components are counted until they carry this share of the variance, as for the Assistant axis (arXiv 2601.10387)."""
@@ -13,25 +13,29 @@ FEW = 19
 parameters (arXiv 2601.10387). The count must also be below that of every set of random vectors."""
 
 OUTER = 0.95
-"""The Assistant is near an end of the first component if at most a twentieth of the personas stand further out; by
-chance one persona in ten does, because there are two ends."""
+"""The Assistant is near an end of the first component if at most a twentieth of the personas stand further out. One
+persona in ten does, because there are two ends; how many would pass with the cosine too is told beside the verdict."""
 
 COSINE = 0.6
 """The first component is the Assistant axis if their cosine exceeds this. Random directions reach about 1/√width."""
 
 CONFOUNDED = 0.8
 """A component that goes this closely with something else, as a correlation or a cosine, so that they share 64 % of
-their variance, may be that thing, and no verdict is given. Nor is one given where the claim fails without it."""
+their variance, may be that thing, and no `yes` is given. Nor is one given where the claim fails without it."""
 
 HALFWAY = 0.5
 """On the line from the mean of the non-human things, 0, to the mean of the human characters, 1: where neither is
 nearer."""
 
 SPILL = 0.10
-"""A trait spills if its kin rise by at least this share of what traits rise when they are turned themselves. Less is
-too little to see in a reply, whatever the interval says."""
+"""A trait spills if its kin rise by at least this share of what traits rise when they are turned themselves, beyond
+random directions, and by as much more than with benign traits. Less is too little to see in a reply."""
 
 RELIABLE = 0.5
 """Places on which two halves of the questions agree less than this are noise for the most part. Noise has many
-dimensions, so there a large count does not refute the claim that they are few. (Added after a first measurement whose
-halves agreed to 0.15; it turns a `no` into `cannot tell`, and nothing into a `yes`.)"""
+dimensions and points nowhere, so there nothing is refuted. (Added after a first measurement whose halves agreed to
+0.15; it turns a `no` into `cannot tell`, and nothing into a `yes`.)"""
+
+CUT = 0.2
+"""Where more of the replies than this were cut off before they ended, nobody knows how long they are, and whether the
+first component is reply length cannot be said. (Added when it turned out that 96 % were cut; it only takes a `yes`.)"""

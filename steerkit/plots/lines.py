@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from steerkit.errors import OutputError
 from steerkit.plots.figures import (
     FAINT,
     INK,
@@ -50,7 +51,10 @@ def save_humanlike(result: Mapping[str, Any], path: Path) -> None:
 
 def _places(result: Mapping[str, Any]) -> dict[str, float]:
     """Everybody's place, from the things upwards."""
-    places = {**result["families"], CONTROL: result["control"], OWN: result["statistic"]["value"]}
+    every = {**result["families"], CONTROL: result["control"], OWN: result["statistic"]["value"]}
+    places = {name: place for name, place in every.items() if place is not None}
+    if not places:
+        raise OutputError("there is nothing to draw: people and things do not stand apart")
     return dict(sorted(places.items(), key=lambda entry: entry[1]))
 
 
@@ -61,14 +65,14 @@ def _line(result: Mapping[str, Any], title: str) -> Figure:
     lines = verdict_lines(result, WIDTH)
     figure, top = sheet(WIDTH, height + 1.0 + 0.25 * len(lines), title, about)
     axes = axes_at(figure, 2.5, top + 0.1, WIDTH - 3.2, height)
-    bounds = [*places.values(), own["low"], own["high"], 0.0, 1.0]
+    bounds = [*places.values(), *(own[key] for key in ("low", "high") if own[key] is not None), 0.0, 1.0]
     room = 0.06 * (max(bounds) - min(bounds))
     axes.set(ylim=(len(places) - 0.4, -0.6), xlim=(min(bounds) - room, max(bounds) + room), yticks=[])
     axes.axvline(result["thresholds"]["halfway"], color=FAINT, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
     marks = family_marks(result["families"])
     for row, (name, place) in enumerate(places.items()):
         marker, colour = marks.get(name, ("*", INK))
-        if name == OWN:
+        if name == OWN and own["low"] is not None:
             axes.plot([own["low"], own["high"]], [row, row], color=INK, linewidth=1.4)
         _mark(axes, row, name, place, marker, colour)
     axes.set_xlabel("from non-human things, 0, to human characters, 1 · line: 95 % interval")
