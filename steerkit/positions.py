@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import platformdirs
 import torch
@@ -25,15 +26,21 @@ from steerkit.fingerprints import Fingerprint
 from steerkit.generation import Sampling, Step, find_turns, stream
 from steerkit.measures import neutral
 from steerkit.models import Message, Model, ResidualFunction
-from steerkit.passes import Means, prompt_states
+from steerkit.passes import Means, prompt_states, reply_logits
 from steerkit.personas import Persona
 from steerkit.spaces import PersonaSpace
 from steerkit.steering import Steering
 from steerkit.vectors import model_slug
 from steerkit.weights import Progress, ignore_progress
 
-FORMAT = 1
+Row = TypeVar("Row")
+
+FORMAT = 2
 READINGS = ("response", "prompt")
+AT_ONCE = 96
+"""Rows of one pass."""
+SPEAKERS = 24
+"""So many are listened to before what they said is kept; little is lost when somebody stops it."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +55,8 @@ class Settings:
     n_tokens: int = 40
     """How much of each reply is read."""
     n_long: int = 3
-    """How many of the questions are answered at length, to see how long replies are."""
-    longest: int = 256
+    """How many of the questions are answered at length, to see how soon replies end."""
+    longest: int = 96
     """Where those replies are cut off, in tokens."""
     temperature: float = 0.7
     """Of the replies."""
@@ -63,7 +70,7 @@ class Settings:
         if self.reading not in READINGS:
             hint = nearest(self.reading, READINGS, "choose from: " + ", ".join(READINGS))
             raise SteerkitError(f"no reading is called {self.reading!r}; {hint}")
-        if not 2 <= self.n_questions <= len(neutral("common")) or self.n_long < 1:
+        if not 2 <= self.n_questions <= len(neutral("common")) or not 1 <= self.n_long <= self.n_questions:
             raise SteerkitError(f"positions take 2 to {len(neutral('common'))} questions, of which at least 1 is long")
 
     @property
@@ -72,7 +79,7 @@ class Settings:
         return max(self.longest, self.n_tokens)
 
 
-QUICK = Settings(reading="prompt", n_long=1, longest=160)
+QUICK = Settings(reading="prompt", n_long=1, longest=64)
 """Enough to see the shape of the space in minutes."""
 
 
@@ -83,7 +90,7 @@ class Position:
     states: Float[Tensor, "q l d"]
     """Its mean state over the first tokens of each reply."""
     lengths: Float[Tensor, " n"]
-    """Tokens of each of the long replies."""
+    """Expected tokens of each of the long replies."""
     reply: str
     """What it said to the first question."""
 
@@ -122,10 +129,8 @@ def take_positions(
     found = {i: kept for i, path in enumerate(paths) if (kept := _load(path, model)) is not None}
     missing = [i for i in range(len(speakers)) if i not in found]
     progress("positions", len(found), len(speakers))
-    # As many rows as make a pass worth its while, and few enough that little is lost when somebody stops it.
-    at_once = max(1, 48 // settings.n_questions)
-    for start in range(0, len(missing), at_once):
-        part = missing[start : start + at_once]
+    for start in range(0, len(missing), SPEAKERS):
+        part = missing[start : start + SPEAKERS]
         for i, position in zip(part, _listen(model, [speakers[i] for i in part], settings), strict=True):
             _save(position, paths[i], model)
             found[i] = position
@@ -137,39 +142,68 @@ def take_positions(
         states=torch.stack([position.states for position in mine]),
         assistant=found[0].states,
         control=found[1].states,
-        lengths=torch.stack([position.lengths.mean() for position in mine]),
-        assistant_length=float(found[0].lengths.mean()),
-        cut=sum(bool((position.lengths >= settings.most).any()) for position in mine) / len(mine),
+        lengths=torch.stack([_typical(position.lengths) for position in mine]),
+        assistant_length=float(_typical(found[0].lengths)),
         replies=tuple(position.reply for position in mine),
     )
+
+
+def _typical(lengths: Float[Tensor, " n"]) -> Tensor:
+    """The geometric mean, because one reply that hardly ends outweighs all others."""
+    return lengths.log().mean().exp()
 
 
 def _listen(model: Model, speakers: Sequence[_Speaker], settings: Settings) -> list[Position]:
     """What some speakers say, and how the model stands meanwhile."""
     asked = neutral("common")[: settings.n_questions]
-    states = torch.zeros(len(speakers), len(asked), model.n_layers, model.width)
-    lengths = torch.zeros(len(speakers), min(settings.n_long, len(asked)))
-    replies = [""] * len(speakers)
+    shape = (len(speakers), len(asked), model.n_layers, model.width)
     everywhere = [(i, q) for i in range(len(speakers)) for q in range(len(asked))]
-    answered = everywhere if settings.reading == "response" else [(i, q) for i, q in everywhere if q < settings.n_long]
-    for long in (True, False):
-        places = [(i, q) for i, q in answered if (q < settings.n_long) == long]
-        if not places:
-            continue
-        most = settings.most if long else settings.n_tokens
-        said, means = _answers(
-            model, [_prompt(model, speakers[i], asked[q], q, most) for i, q in places], settings, most
-        )
-        for (i, q), steps, mean in zip(places, said, means, strict=True):
-            states[i, q] = mean
-            if long:
-                lengths[i, q] = len(steps)
+    long = [(i, q) for i, q in everywhere if q < settings.n_long]
+    brief = [(i, q) for i, q in everywhere if q >= settings.n_long and settings.reading == "response"]
+    states, lengths = torch.zeros(shape), torch.zeros(len(speakers), settings.n_long)
+    replies = [""] * len(speakers)
+    for part in _parts(long):
+        rows = [_prompt(model, speakers[i], asked[q], q, settings.most) for i, q in part]
+        said, means = _answers(model, rows, settings, settings.most)
+        for (i, q), steps, mean, length in zip(part, said, means, _lengths(model, rows, said, settings), strict=True):
+            states[i, q], lengths[i, q] = mean, length
             if q == 0:
                 replies[i] = "".join(step.text for step in steps).strip()
+    for part in _parts(brief):
+        rows = [_prompt(model, speakers[i], asked[q], q, settings.n_tokens) for i, q in part]
+        for (i, q), mean in zip(part, _answers(model, rows, settings, settings.n_tokens)[1], strict=True):
+            states[i, q] = mean
     if settings.reading == "prompt":
         rows = [_prompt(model, speakers[i], asked[q], q, 1) for i, q in everywhere]
-        states = prompt_states(model, rows).cpu().reshape(states.shape)
+        states = torch.cat([prompt_states(model, part).cpu() for part in _parts(rows)]).reshape(shape)
     return [Position(_filled(states[i], speakers[i], model), lengths[i], replies[i]) for i in range(len(speakers))]
+
+
+def _parts(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    for start in range(0, len(rows), AT_ONCE):
+        yield rows[start : start + AT_ONCE]
+
+
+def _lengths(
+    model: Model, rows: Sequence[Sequence[int]], said: Sequence[Sequence[Step]], settings: Settings
+) -> Float[Tensor, " b"]:
+    """How long replies are expected to be, in tokens: those that were said for each unit of probability of ending.
+
+    Small models ramble on, and to wait for their end costs more than everything else; but at every token the model says
+    how likely it is to stop there. Where it always might with the same probability, this is the mean length.
+    """
+    end = min(model.end_tokens)
+    pairs = [
+        (row, [step.token for step in steps] + ([end] if len(steps) < settings.most else []))
+        for row, steps in zip(rows, said, strict=True)
+    ]
+    found = []
+    for start in range(0, len(pairs), 16):
+        part = pairs[start : start + 16]
+        for logits in reply_logits(model, part, [Steering()] * len(part)):
+            ending = logits.softmax(-1)[:, sorted(model.end_tokens)].sum()
+            found.append(len(logits) / float(ending.clamp_min(1e-3)))
+    return torch.tensor(found)
 
 
 def _filled(states: Float[Tensor, "q l d"], speaker: _Speaker, model: Model) -> Float[Tensor, "q l d"]:

@@ -34,11 +34,9 @@ class PersonaSpace:
     control: Float[Tensor, "q l d"]
     """The same under system prompts that ask for nobody."""
     lengths: Float[Tensor, " p"]
-    """Mean length of each persona's replies, in tokens."""
+    """How long each persona's replies are expected to be, in tokens."""
     assistant_length: float
     """The same of the Assistant's."""
-    cut: float = 0.0
-    """The share of the personas whose replies were cut off before they ended, so that their length is a lower bound."""
     replies: tuple[str, ...] = ()
     """What each persona says to the first question."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -48,8 +50,8 @@ def make_space(
         states=points[:, None, None] + wobble[:n],
         assistant=place[None, None] + wobble[n],
         control=place[None, None] + wobble[n + 1],
-        lengths=40 + 5 * mixed,
-        assistant_length=40 + 5 * lengths_follow * float(place[0]) / spreads[0],
+        lengths=40 * (0.1 * mixed).exp(),
+        assistant_length=40 * math.exp(0.1 * lengths_follow * float(place[0]) / spreads[0]),
     )
 
 

@@ -137,6 +137,7 @@ def test_traits_are_crossed_and_what_they_bring_can_be_written_into_their_vector
     assert "spills" in evidence
     told = " ".join(run("spillover", *SMALL[1:], "--random", "3", "--plot", "spills.svg").split())
     assert "turning moral_a up" in told
+    assert "least foretold by cosine" in told
     assert Path("spills.svg").read_text(encoding="utf-8").startswith("<svg")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
@@ -156,14 +155,6 @@ def test_places_that_are_mostly_noise_refute_nothing() -> None:
     found = verdicts(lambda seed: mapped(seed, assistant=(4.0,), noise=12.0), 30)
     assert found["no"] == 0
     assert "mostly noise" in str(mapped(0, assistant=(4.0,), noise=12.0)["reason"])
-
-
-def test_replies_that_were_cut_off_leave_length_unknown() -> None:
-    planted = replace(make_space(0), cut=0.9)
-    result = space.examine(planted, 0, FEW_DRAWS)
-    assert result["verdict"] == "cannot tell"
-    assert "cut off" in result["reason"]
-    assert space.examine(replace(planted, cut=0.1), 0, FEW_DRAWS)["verdict"] == "yes"
 
 
 def test_a_number_lies_in_its_own_interval() -> None:

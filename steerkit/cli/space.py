@@ -235,8 +235,7 @@ def _show_map(result: Mapping[str, Any]) -> None:
     told += f" · a prompt about nothing: beyond {other['control']['percentile']:.0%}"
     left = "without both: percentile {percentile:.2f}, cosine {cosine:.2f}".format(**other["without"])
     halves = f"halves of the questions agree to r {result['halves']:.2f}"
-    length = f"r {other['length']['r']:+.2f}, {other['length']['cut']:.0%} of replies cut off"
-    console.print(Text(f"PC1 and reply length: {length}{told} · {left} · {halves}", "dim"))
+    console.print(Text(f"PC1 and reply length: r {other['length']['r']:+.2f}{told} · {left} · {halves}", "dim"))
     for title, key in (("nearest", "nearest"), ("farthest", "farthest")):
         names = ", ".join(f"{entry['name']} {entry['distance']:.1f}" for entry in result[key][:8])
         console.print(Text.assemble((f"{title:<9}", "bold"), names))
@@ -270,6 +269,9 @@ def _show_spillover(result: Mapping[str, Any]) -> None:
     console.print(Text("coloured: beyond every random direction; dim: within them", "dim"))
     for sentence in result["sentences"]:
         console.print(Text(sentence), soft_wrap=True)
+    for title, key in (("strongest", "strongest"), ("least foretold by cosine", "surprising")):
+        told = ", ".join(f"{e['steered']} → {e['measured']} {e['shift']:+.2f}" for e in result[key][:5])
+        console.print(Text.assemble((f"{title}  ", "bold"), told or "none beyond random directions"), soft_wrap=True)
     console.print(
         Text(
             f"geometry: r {result['agreement']:+.2f} of cosine and shift; by cosine malign traits lean to each other "

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from steerkit.errors import SteerkitError
 from steerkit.experiments import REGISTRY, UNKNOWN, YES, judge
-from steerkit.experiments.space import check_layers, chosen, story_direction, without_confounds
+from steerkit.experiments.space import check_layers, chosen, log_lengths, story_direction, without_confounds
 from steerkit.experiments.thresholds import CONFIDENCE, HALFWAY
 from steerkit.models import Model
 from steerkit.positions import QUICK, take_positions
@@ -212,8 +212,7 @@ def _place_without_confounds(space: PersonaSpace, layer: int, people: list[int],
     states, assistant = without_confounds(
         space.at(layer),
         space.assistant[:, layer].double(),
-        space.lengths.double(),
-        space.assistant_length,
+        *log_lengths(space),
         story_direction(space, layer),
     )
     return _place(states[people].mean(1), states[things].mean(1), assistant.mean(0))

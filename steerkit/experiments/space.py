@@ -19,7 +19,7 @@ from torch import Tensor
 from steerkit.errors import SteerkitError
 from steerkit.experiments import NO, REGISTRY, UNKNOWN, YES, all_of, judge
 from steerkit.experiments.pictured import draw, draw_way
-from steerkit.experiments.thresholds import CONFOUNDED, COSINE, CUT, FEW, OUTER, RELIABLE, SHARE
+from steerkit.experiments.thresholds import CONFOUNDED, COSINE, FEW, OUTER, RELIABLE, SHARE
 from steerkit.models import Message, Model
 from steerkit.personas import Persona, load_personas
 from steerkit.positions import QUICK, chat_positions, take_positions
@@ -144,12 +144,11 @@ def examine(space: PersonaSpace, layer: int, settings: Settings) -> dict[str, An
     statistic = resample(states, assistant, settings.n_resamples, draw)
     null = nulls(states, assistant, settings.n_random, draw)
     confounds = {"control": beyond(states, assistant, space.control[:, layer].double())}
-    confounds |= look_for_confounds(states, assistant, space.lengths.double(), space.assistant_length, story)
-    confounds["length"]["cut"] = round(space.cut, 4)
+    confounds |= look_for_confounds(states, assistant, *log_lengths(space), story)
     halves = agreement(states)
     verdicts = verdicts_of(statistic, null, confounds, halves)
     thresholds = {"share": SHARE, "few": FEW, "outer": OUTER, "cosine": COSINE, "confounded": CONFOUNDED}
-    thresholds |= {"reliable": RELIABLE, "cut": CUT}
+    thresholds |= {"reliable": RELIABLE}
     return {
         "layer": layer,
         "statistic": statistic,
@@ -284,6 +283,11 @@ def look_for_confounds(
     return {**told, "without": {key: round(x, 4) for key, x in left.items()}}
 
 
+def log_lengths(space: PersonaSpace) -> tuple[Float[Tensor, " p"], float]:
+    """Logarithms of how long replies are, the personas' and the Assistant's, because lengths differ by factors."""
+    return space.lengths.double().log(), math.log(space.assistant_length)
+
+
 def without_confounds(
     states: Float[Tensor, "p q d"],
     assistant: Float[Tensor, "q d"],
@@ -334,8 +338,6 @@ def instead(statistic: dict[str, Any], confounds: dict[str, Any]) -> str:
         return f"reply length (r {length:+.2f})"
     if abs(story.get("cosine", 0.0)) >= CONFOUNDED:
         return f"storytelling (cosine {story['cosine']:+.2f})"
-    if confounds["length"]["cut"] > CUT:
-        return f"reply length, which is not known: {confounds['length']['cut']:.0%} of the replies were cut off"
     if holds and (left["percentile"] < OUTER or left["cosine"] <= COSINE):
         return f"length and storytelling, without which {left['percentile']:.0%} and {left['cosine']:.2f} are left"
     return ""

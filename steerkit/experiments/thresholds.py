@@ -35,7 +35,3 @@ RELIABLE = 0.5
 """Places on which two halves of the questions agree less than this are noise for the most part. Noise has many
 dimensions and points nowhere, so there nothing is refuted. (Added after a first measurement whose halves agreed to
 0.15; it turns a `no` into `cannot tell`, and nothing into a `yes`.)"""
-
-CUT = 0.2
-"""Where more of the replies than this were cut off before they ended, nobody knows how long they are, and whether the
-first component is reply length cannot be said. (Added when it turned out that 96 % were cut; it only takes a `yes`.)"""

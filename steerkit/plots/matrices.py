@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -99,7 +100,8 @@ def _spillover(result: Result, title: str) -> Figure:
     block, beside = cell * len(names), max(text_size(name, 7.5)[0] for name in names) + 0.35
     above, right = 0.3 + 0.75 * beside, max(2.9, 0.5 * cell * len(names))
     tall, x = max(above + block + 0.65, right + 3.2), 0.25 + beside + block + 0.9
-    width, lines = x + right + 0.35, _spillover_lines(result)
+    width = x + right + 0.35
+    lines = _spillover_lines(result, width)
     verdict = verdict_lines(result, width)
     figure, top = sheet(width, tall + 0.5 + 0.19 * (len(verdict) + len(lines)), title, _about_spillover(result))
     shifts, scale = axes_at(figure, 0.25 + beside, top + above, block, block), _scale(result["propensity"])
@@ -122,7 +124,7 @@ def _about_spillover(result: Result) -> str:
     )
 
 
-def _spillover_lines(result: Result) -> list[str]:
+def _spillover_lines(result: Result, width: float) -> list[str]:
     null = result["null"]
     line = f"spill {interval(result['statistic'], '.0%')} of a trait's own rise"
     if exchanged := null.get("relabelled"):
@@ -132,7 +134,7 @@ def _spillover_lines(result: Result) -> list[str]:
     for heading, key in (("strongest", "strongest"), ("notched, the least foretold by their cosine", "surprising")):
         texts = [f"{_pair(one)} {shown(one['shift'], '+.2f')}" for one in result.get(key) or ()]
         lines += [f"{heading}: {' · '.join(texts[:MOST_NAMED])}"] if texts else []
-    return lines
+    return [part for line in lines for part in textwrap.wrap(line, int(width * 15))]
 
 
 def _pair(entry: Result) -> str:
