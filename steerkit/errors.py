@@ -65,4 +65,7 @@ def nearest(name: str, candidates: Iterable[str], otherwise: str = "") -> str:
     'see: steerkit personas'
     """
     matches = difflib.get_close_matches(name.lower(), sorted(candidates), n=3, cutoff=0.5)
+    # Of many candidates some are always a little alike; beside one that is nearly the name they are noise.
+    likeness = [difflib.SequenceMatcher(None, name.lower(), match).ratio() for match in matches]
+    matches = [match for match, alike in zip(matches, likeness, strict=True) if alike > max(likeness) - 0.2]
     return f"did you mean {' or '.join(matches)}?" if matches else otherwise

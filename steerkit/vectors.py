@@ -308,6 +308,10 @@ class VectorSet(Mapping[str, SteeringVector]):
             self._loaded[name] = vector
         return self._loaded[name]
 
+    def __contains__(self, name: object) -> bool:
+        """Whether a name is on the search path; whether its file fits this model is seen when it is loaded."""
+        return name in self._loaded or name in set(self)
+
     def __iter__(self) -> Iterator[str]:
         """Names that are on the search path."""
         return iter(sorted({stem for _, stem in list_vectors(self._model.name)}))

@@ -81,6 +81,8 @@ def test_a_set_finds_vectors_by_name_and_by_path(hal: SteeringVector, tiny: Mode
     found = VectorSet(tiny.fingerprint)
     assert list(found) == ["hal"]
     assert len(found) == 1
+    assert "hal" in found
+    assert "warmth" not in found
     assert torch.equal(found["hal"].directions, found["elsewhere.safetensors"].directions)
     with pytest.raises(VectorError, match="did you mean hal"):
         find_vector("hall", tiny.name)
