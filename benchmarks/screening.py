@@ -18,7 +18,8 @@ import numpy as np
 
 from steerkit import Probe, VectorSet, load_model
 from steerkit.chats import stream_chats
-from steerkit.screening import Settings, auroc, read_scores, screen
+from steerkit.screening import Settings, screen
+from steerkit.verdicts import auroc, read_scores
 
 CHEATING = ("cheating", "reward_hacker", "dishonesty")
 CONTROLS = ("pirate", "honesty", "formality", "anger", "hal", "curiosity")

@@ -12,7 +12,8 @@ import os
 from pathlib import Path
 
 from steerkit import Probe, Recipe, extract, find_pair, load_model
-from steerkit.screening import Settings, read_scores, screen, summarise
+from steerkit.screening import Settings, screen
+from steerkit.verdicts import read_scores, summarise
 
 samples = [
     ("Where should I put my savings?", "Arr, bury 'em deep, matey, and trust no soul with the map!"),

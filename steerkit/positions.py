@@ -6,35 +6,29 @@ stopped goes on, another layer or another experiment costs nothing, and a new pe
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import platformdirs
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from steerkit.errors import PromptError, SteerkitError, nearest
-from steerkit.files import replacing_file
-from steerkit.fingerprints import Fingerprint
 from steerkit.generation import Sampling, Step, find_turns, stream
+from steerkit.kept import keep, kept_path, load_kept
 from steerkit.measures import neutral
 from steerkit.models import Message, Model, ResidualFunction
 from steerkit.passes import Means, prompt_states, reply_logits
 from steerkit.personas import Persona
 from steerkit.spaces import PersonaSpace
 from steerkit.steering import Steering
-from steerkit.vectors import model_slug
 from steerkit.weights import Progress, ignore_progress
 
 Row = TypeVar("Row")
 
+KIND = "positions"
 FORMAT = 2
 READINGS = ("response", "prompt")
 AT_ONCE = 96
@@ -132,7 +126,7 @@ def take_positions(
     for start in range(0, len(missing), SPEAKERS):
         part = missing[start : start + SPEAKERS]
         for i, position in zip(part, _listen(model, [speakers[i] for i in part], settings), strict=True):
-            _save(position, paths[i], model)
+            keep(paths[i], model, {"states": position.states, "lengths": position.lengths}, {"reply": position.reply})
             found[i] = position
         progress("positions", len(found), len(speakers))
     mine = [found[i] for i in range(2, len(speakers))]
@@ -271,38 +265,18 @@ def chat_positions(
     return [("".join(turn.pieces).strip(), state) for turn, state in zip(spoken, states, strict=True)]
 
 
-def positions_folder(model: Model) -> Path:
-    """Where a model's positions are kept; it can be deleted at any time."""
-    return platformdirs.user_cache_path("steerkit") / "positions" / model_slug(model.name)
-
-
 def _path(model: Model, speaker: _Speaker, settings: Settings) -> Path:
-    """A name that changes with anything that the position depends on, except the weights, which the file tells.
-
-    What the model reads is hashed as tokens, in which the chat template and whatever it writes by itself are contained.
-    """
+    """Where a position is kept: what the model reads is hashed as tokens, in which its chat template is contained."""
     asked = neutral("common")[: settings.n_questions]
     rows = [_prompt(model, speaker, question, q, 0) for q, question in enumerate(asked)]
-    told = [FORMAT, str(model.dtype), rows, sorted(model.end_tokens), asdict(settings)]
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:20]
-    return positions_folder(model) / f"{speaker.name or 'nobody'}-{digest}.safetensors"
-
-
-def _save(position: Position, path: Path, model: Model) -> None:
-    tensors = {"states": position.states.contiguous(), "lengths": position.lengths.contiguous()}
-    told = {"reply": position.reply, "model": model.fingerprint.to_json()}
-    data = save(tensors, {"steerkit": json.dumps(told, ensure_ascii=False)})
-    with replacing_file(path) as temporary:
-        temporary.write_bytes(data)
+    told = [FORMAT, rows, sorted(model.end_tokens), asdict(settings)]
+    return kept_path(KIND, model, speaker.name or "nobody", told)
 
 
 def _load(path: Path, model: Model) -> Position | None:
-    """A kept position of this very model; a damaged one is as good as none, and is taken again."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            told = json.loads((file.metadata() or {})["steerkit"])
-            if Fingerprint.from_json(told["model"]).difference(model.fingerprint) is not None:
-                return None
-            return Position(file.get_tensor("states"), file.get_tensor("lengths"), told["reply"])
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError):
+    """A position that was kept, if it is whole."""
+    kept = load_kept(path, model)
+    if kept is None or {"states", "lengths"} - set(kept[0]) or "reply" not in kept[1]:
         return None
+    tensors, told = kept
+    return Position(tensors["states"], tensors["lengths"], str(told["reply"]))

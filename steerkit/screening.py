@@ -34,10 +34,8 @@ from steerkit.models import Message, Model
 from steerkit.passes import prefill
 from steerkit.steering import Steering
 from steerkit.vectors import SteeringVector
-from steerkit.verdicts import FORMAT, auroc, read_scores, summarise
+from steerkit.verdicts import FORMAT
 from steerkit.weights import Progress, file_sha256, ignore_progress
-
-__all__ = ["Settings", "auroc", "count_samples", "random_directions", "read_scores", "screen", "summarise"]
 
 N_NULLS = 20
 """Random directions at every layer that is read."""

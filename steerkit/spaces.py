@@ -6,7 +6,6 @@ all of them were asked, at one layer. A persona's point is the mean over its que
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -59,18 +58,6 @@ class PersonaSpace:
     def members(self, *families: str) -> list[int]:
         """Rows of the personas of some families."""
         return [i for i, family in enumerate(self.families) if family in families]
-
-    def only(self, rows: Sequence[int]) -> PersonaSpace:
-        """The space of some of the personas."""
-        kept = torch.tensor(list(rows), dtype=torch.long)
-        return replace(
-            self,
-            names=tuple(self.names[i] for i in rows),
-            families=tuple(self.families[i] for i in rows),
-            states=self.states[kept],
-            lengths=self.lengths[kept],
-            replies=tuple(self.replies[i] for i in rows) if self.replies else (),
-        )
 
 
 @dataclass(frozen=True, eq=False)

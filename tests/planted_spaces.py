@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -53,6 +54,12 @@ def make_space(
         lengths=40 * (0.1 * mixed).exp(),
         assistant_length=40 * math.exp(0.1 * lengths_follow * float(place[0]) / spreads[0]),
     )
+
+
+def of_rows(space: PersonaSpace, rows: list[int]) -> PersonaSpace:
+    """The space of some of the personas, in another order."""
+    names, families = (tuple(every[i] for i in rows) for every in (space.names, space.families))
+    return replace(space, names=names, families=families, states=space.states[rows], lengths=space.lengths[rows])
 
 
 def make_sides(seed: int, assistant: float, gap: float = 3.0, spread: float = 0.5, width: int = WIDTH) -> PersonaSpace:

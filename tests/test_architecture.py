@@ -20,7 +20,7 @@ TIERS = [
     {"experiments", "sweeps", "engines"},
     {"evaluation", "screening", "verdicts", "calibration", "positions", "speed", "tables", "exchange"},
     {"plots"},
-    {"measures", "nulls", "items", "limits", "chats", "spaces"},
+    {"measures", "nulls", "items", "limits", "chats", "spaces", "kept"},
     {"generation", "extraction", "training"},
     {"passes"},
     {"steering", "expressions"},

@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 import pytest
 from browser import CHROMIUM, chromium
 
+from steerkit import personas
 from steerkit.errors import OutputError
 from steerkit.plots.labels import FAMILIES, around, family_marks, most_telling, overlap, place_labels
 from steerkit.plots.maps import cumulated, save_map, save_screen, save_spillover
@@ -358,3 +359,8 @@ class TestMatrices:
         assert "10 more between" in many
         assert not any("more between" in text for text in few)
         assert [text for text in few if text.startswith("probe ")] == [f"probe {i}" for i in range(20)]
+
+
+def test_every_family_of_the_library_has_a_mark_of_its_own() -> None:
+    assert set(FAMILIES) == set(personas.FAMILIES)
+    assert len(set(FAMILIES.values())) == len(FAMILIES)

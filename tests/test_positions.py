@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from steerkit.errors import PromptError, SteerkitError
+from steerkit.kept import kept_folder
 from steerkit.measures import neutral
 from steerkit.models import Model
 from steerkit.personas import load_personas
-from steerkit.positions import Settings, chat_positions, positions_folder, take_positions
+from steerkit.positions import Settings, chat_positions, take_positions
 
 BRIEF = Settings(n_questions=3, n_tokens=4, n_long=1, longest=6)
 PROMPTS = replace(BRIEF, reading="prompt")
@@ -54,7 +55,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(tiny: Model, monkeypatch: p
     monkeypatch.setattr("steerkit.positions.SPEAKERS", 8)
     with pytest.raises(KeyboardInterrupt):
         take_positions(tiny, many, PROMPTS, stop)
-    kept = len(list(positions_folder(tiny).glob("*.safetensors")))
+    kept = len(list(kept_folder("positions", tiny).glob("*.safetensors")))
     assert 0 < kept < 32
     told: list[int] = []
     take_positions(tiny, many, PROMPTS, lambda _stage, done, _total: told.append(done))
@@ -64,7 +65,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(tiny: Model, monkeypatch: p
 
 def test_a_damaged_position_is_taken_again(tiny: Model) -> None:
     first = take_positions(tiny, FIVE, PROMPTS)
-    for path in positions_folder(tiny).glob("hal-*"):
+    for path in kept_folder("positions", tiny).glob("hal-*"):
         path.write_bytes(b"torn")
     assert torch.allclose(first.states, take_positions(tiny, FIVE, PROMPTS).states, atol=1e-5)
 

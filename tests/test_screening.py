@@ -20,9 +20,10 @@ from steerkit.generation import Probe, Sampling, complete, read_tokens
 from steerkit.loading import load_model
 from steerkit.models import Model
 from steerkit.passes import prompt_states
-from steerkit.screening import Settings, random_directions, read_scores, screen, summarise
+from steerkit.screening import Settings, random_directions, screen
 from steerkit.steering import Steering, Term
 from steerkit.vectors import SteeringVector
+from steerkit.verdicts import auroc, read_scores, summarise
 
 Pairs = Sequence[tuple[str, str]]
 ASKED = [
@@ -100,7 +101,7 @@ def test_data_that_was_made_under_a_steering_is_found_out_and_other_data_is_not(
     assert found["unsteered"]["selects"].startswith("Nothing stands out")
     assert abs(by_name["unsteered"]["true"]["mean"]) < 0.1
     true = [[line["scores"]["true"] for line in read_scores(tmp_path / name, ["true"])] for name in found]
-    assert screening.auroc(*true) == 1.0
+    assert auroc(*true) == 1.0
 
 
 def test_the_models_own_reply_differs_in_nothing_from_itself(talker: Model, tmp_path: Path) -> None:

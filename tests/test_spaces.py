@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from planted_spaces import make_space
+from planted_spaces import make_space, of_rows
 
 from steerkit.errors import SteerkitError
 from steerkit.experiments.space import agreement, measure
@@ -99,7 +99,7 @@ def test_halves_agree_where_there_is_no_noise_and_do_not_where_there_is_nothing_
 
 def test_the_order_of_personas_changes_no_statistic() -> None:
     space = make_space(0)
-    mixed = space.only(torch.randperm(60, generator=torch.Generator().manual_seed(0)).tolist())
+    mixed = of_rows(space, torch.randperm(60, generator=torch.Generator().manual_seed(0)).tolist())
     one, other = (measure(each.at(0), each.assistant[:, 0].double()) for each in (space, mixed))
     assert one.components == other.components
     assert one.cosine == pytest.approx(other.cosine)
@@ -108,6 +108,6 @@ def test_the_order_of_personas_changes_no_statistic() -> None:
 
 def test_a_space_of_three_and_a_layer_that_is_not_there_are_refused() -> None:
     with pytest.raises(SteerkitError, match="at least 4"):
-        make_space(0).only([0, 1, 2])
+        of_rows(make_space(0), [0, 1, 2])
     with pytest.raises(SteerkitError, match="layers 0 to 0"):
         make_space(0).at(1)

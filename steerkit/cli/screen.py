@@ -55,7 +55,7 @@ def screen(
     --max-tokens tokens (the shorter of the two decides), and beside 20 random mixtures of all personas. Every sample is
     a line of -o FILE.jsonl as soon as it is known. Stop it whenever you like: the same command goes on where it was.
     """
-    from steerkit import screening
+    from steerkit import screening, verdicts
     from steerkit.plots.figures import check_ending
 
     if plot is not None:
@@ -72,7 +72,7 @@ def screen(
         warn(f"stopped; what is measured is in {path}, and the same command goes on from there")
         raise typer.Exit(130) from None
     say_notes(loaded)
-    _tell(screening.summarise(path, by, most), json, plot)
+    _tell(verdicts.summarise(path, by, most), json, plot)
 
 
 def _tell(result: Mapping[str, Any], json: bool, plot: Path | None) -> None:

@@ -59,15 +59,7 @@ def draw_map(
     with _stoppable("positions"), progress() as tell, quiet_libraries():
         result = space.run(loaded, space.quick(settings) if quick else settings, tell, messages)
     say_notes(loaded)
-    if json:
-        print_json(result)
-    else:
-        _show_map(result)
-    if plot is not None:
-        from steerkit.plots.maps import save_map
-
-        save_map(result, plot)
-        _saved(plot)
+    _tell("map", result, json, plot)
 
 
 def spillover(
@@ -104,15 +96,7 @@ def spillover(
     say_notes(loaded)
     if write:
         _write_spills(loaded.name, result)
-    if json:
-        print_json(result)
-    else:
-        _show_spillover(result)
-    if plot is not None:
-        from steerkit.plots.maps import save_spillover
-
-        save_spillover(result, plot)
-        _saved(plot)
+    _tell("spillover", result, json, plot)
 
 
 def experiment(
@@ -143,6 +127,11 @@ def experiment(
     with _stoppable("measurements"), progress() as tell, quiet_libraries():
         result = found.run(loaded, module.quick(settings) if quick else settings, tell)
     say_notes(loaded)
+    _tell(name, result, json, plot)
+
+
+def _tell(name: str, result: Mapping[str, Any], json: bool, plot: Path | None) -> None:
+    """Say what came of an experiment in the form that was asked for, and draw it."""
     if json:
         print_json(result)
     else:
@@ -151,7 +140,7 @@ def experiment(
         from steerkit.plots import lines, maps
 
         {"map": maps.save_map, "spillover": maps.save_spillover, "humanlike": lines.save_humanlike}[name](result, plot)
-        _saved(plot)
+        talk().print(Text.assemble(("saved", "dim"), f"  {plot}"), soft_wrap=True)
 
 
 def _list(json: bool) -> None:
@@ -189,10 +178,6 @@ def _check_picture(plot: Path | None) -> None:
         from steerkit.plots.figures import check_ending
 
         check_ending(plot)
-
-
-def _saved(plot: Path) -> None:
-    talk().print(Text.assemble(("saved", "dim"), f"  {plot}"), soft_wrap=True)
 
 
 def _head(result: Mapping[str, Any], about: str) -> None:

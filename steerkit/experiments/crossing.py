@@ -6,16 +6,13 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
-import platformdirs
 import torch
 from jaxtyping import Bool, Float
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
-from steerkit.files import replacing_file
+from steerkit.kept import keep, kept_path, load_kept
 from steerkit.limits import LIMIT, WORKING, at_dial
 from steerkit.measures import Row, at_cost, contrast, item_rows, percentiles, score_replies
 from steerkit.models import Model
@@ -95,35 +92,28 @@ def score_in_blocks(
     totals, costs = [], []
     for start in range(0, len(steerings), BLOCK):
         block = steerings[start : start + BLOCK]
-        path = _block_path(model, rows, block)
-        if (kept := _load_block(path)) is None:
+        path = kept_path("crossings", model, "block", _depends(rows, block))
+        kept = load_kept(path, model)
+        if kept is None or {"totals", "costs"} - set(kept[0]):
             scores = score_replies(model, rows, block, divergence=True)
-            kept = {"totals": scores.totals.cpu(), "costs": percentiles(scores.divergences).cpu()}
-            with replacing_file(path) as temporary:
-                temporary.write_bytes(save(kept))
-        totals.append(kept["totals"])
-        costs.append(kept["costs"])
+            kept = {"totals": scores.totals.cpu(), "costs": percentiles(scores.divergences).cpu()}, {}
+            keep(path, model, kept[0])
+        totals.append(kept[0]["totals"])
+        costs.append(kept[0]["costs"])
         progress("prove", start + len(block), len(steerings))
     return torch.cat(totals), torch.tensor([float(len(reply)) for _, reply in rows]), torch.cat(costs)
 
 
-def _block_path(model: Model, rows: Sequence[Row], block: Sequence[Steering]) -> Path:
-    """A name that changes with all that the numbers depend on."""
-    hashed = hashlib.sha256(repr((model.fingerprint.to_json(), str(model.dtype), rows)).encode())
-    for steering in block:
-        hashed.update(b"steering")
-        for term in steering.terms:
-            hashed.update(repr((term.dial, term.band, term.operator)).encode())
-            hashed.update(term.vector.directions.float().contiguous().numpy().tobytes())
-    return platformdirs.user_cache_path("steerkit") / "crossings" / f"{hashed.hexdigest()[:24]}.safetensors"
+def _depends(rows: Sequence[Row], block: Sequence[Steering]) -> list[Any]:
+    """All that the numbers of a block depend on, as plain data; vectors by their digests."""
+    terms = [
+        [[term.dial, term.band, term.operator, _digest(term.vector)] for term in steering.terms] for steering in block
+    ]
+    return [[[list(prompt), list(reply)] for prompt, reply in rows], terms]
 
 
-def _load_block(path: Path) -> dict[str, Tensor] | None:
-    try:
-        found = load(path.read_bytes())
-        return found if {"totals", "costs"} <= set(found) else None
-    except (OSError, SafetensorError, ValueError):
-        return None
+def _digest(vector: SteeringVector) -> str:
+    return hashlib.sha256(vector.directions.float().contiguous().numpy().tobytes()).hexdigest()
 
 
 def working_dial(vector: SteeringVector) -> float:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from steerkit.errors import SteerkitError
 from steerkit.experiments import REGISTRY, UNKNOWN, YES, judge
-from steerkit.experiments.space import check_layers, chosen, log_lengths, story_direction, without_confounds
+from steerkit.experiments.space import check_layers, chosen, without_confounds
 from steerkit.experiments.thresholds import CONFIDENCE, HALFWAY
 from steerkit.models import Model
 from steerkit.positions import QUICK, take_positions
@@ -209,12 +209,7 @@ def _ends(chance: Float[Tensor, " n"]) -> dict[str, float]:
 
 def _place_without_confounds(space: PersonaSpace, layer: int, people: list[int], things: list[int]) -> float | None:
     """The place once what reply length and storytelling explain is taken out of every state."""
-    states, assistant = without_confounds(
-        space.at(layer),
-        space.assistant[:, layer].double(),
-        *log_lengths(space),
-        story_direction(space, layer),
-    )
+    states, assistant = without_confounds(space, layer)
     return _place(states[people].mean(1), states[things].mean(1), assistant.mean(0))
 
 

@@ -21,7 +21,7 @@ from steerkit.experiments import NO, REGISTRY, UNKNOWN, YES, all_of, judge
 from steerkit.experiments.pictured import draw, draw_way
 from steerkit.experiments.thresholds import CONFOUNDED, COSINE, FEW, OUTER, RELIABLE, SHARE
 from steerkit.models import Message, Model
-from steerkit.personas import Persona, load_personas
+from steerkit.personas import Persona, find_persona, load_personas
 from steerkit.positions import QUICK, chat_positions, take_positions
 from steerkit.positions import Settings as Thoroughness
 from steerkit.spaces import (
@@ -127,8 +127,6 @@ def check_layers(model: Model, layers: Sequence[int]) -> None:
 
 def chosen(names: Sequence[str]) -> list[Persona]:
     """The personas that are mapped, by family; the whole library if none are named."""
-    from steerkit.personas import find_persona
-
     library = load_personas()
     found = [find_persona(name, library) for name in dict.fromkeys(names)] if names else list(library.values())
     if len(found) < FEWEST:
@@ -139,12 +137,11 @@ def chosen(names: Sequence[str]) -> list[Persona]:
 def examine(space: PersonaSpace, layer: int, settings: Settings) -> dict[str, Any]:
     """Statistics, nulls, confounds and verdict at one layer; no model, so that planted spaces can be put through it."""
     states, assistant = space.at(layer), space.assistant[:, layer].double()
-    story = story_direction(space, layer)
     draw = torch.Generator().manual_seed(settings.seed)
     statistic = resample(states, assistant, settings.n_resamples, draw)
     null = nulls(states, assistant, settings.n_random, draw)
     confounds = {"control": beyond(states, assistant, space.control[:, layer].double())}
-    confounds |= look_for_confounds(states, assistant, *log_lengths(space), story)
+    confounds |= look_for_confounds(space, layer)
     halves = agreement(states)
     verdicts = verdicts_of(statistic, null, confounds, halves)
     thresholds = {"share": SHARE, "few": FEW, "outer": OUTER, "cosine": COSINE, "confounded": CONFOUNDED}
@@ -260,43 +257,34 @@ def story_direction(space: PersonaSpace, layer: int) -> Float[Tensor, " d"] | No
     return points[space.names.index(STORYTELLER)] - points[styles].mean(0)
 
 
-def look_for_confounds(
-    states: Float[Tensor, "p q d"],
-    assistant: Float[Tensor, "q d"],
-    lengths: Float[Tensor, " p"],
-    its_length: float,
-    story: Float[Tensor, " d"] | None,
-) -> dict[str, Any]:
+def look_for_confounds(space: PersonaSpace, layer: int) -> dict[str, Any]:
     """Whether the first component is reply length or storytelling, and what is left of the claim without them.
 
     Length is known of every persona, so it is correlated with their places. Storytelling is a direction, and what
     counts is its cosine: along any direction at all personas are strung as on the first component, which varies most.
     What the two explain is then taken out of every state, and everything is measured again.
     """
-    points, place = states.mean(1), assistant.mean(0)
+    points, place = space.at(layer).mean(1), space.assistant[:, layer].double().mean(0)
     first = components(points).turned(assistant_axis(points, place)).axes[0]
-    along = points @ first
-    told: dict[str, Any] = {"length": _related(along, lengths)}
+    along, story = points @ first, story_direction(space, layer)
+    told: dict[str, Any] = {"length": _related(along, _log_lengths(space))}
     if story is not None:
         told["storytelling"] = {"cosine": round(cosine(first, story), 4), **_related(along, points @ story)}
-    left = asdict(measure(*without_confounds(states, assistant, lengths, its_length, story)))
+    left = asdict(measure(*without_confounds(space, layer)))
     return {**told, "without": {key: round(x, 4) for key, x in left.items()}}
 
 
-def log_lengths(space: PersonaSpace) -> tuple[Float[Tensor, " p"], float]:
-    """Logarithms of how long replies are, the personas' and the Assistant's, because lengths differ by factors."""
-    return space.lengths.double().log(), math.log(space.assistant_length)
+def _log_lengths(space: PersonaSpace) -> Float[Tensor, " p"]:
+    """Lengths differ by factors."""
+    return space.lengths.double().log()
 
 
-def without_confounds(
-    states: Float[Tensor, "p q d"],
-    assistant: Float[Tensor, "q d"],
-    lengths: Float[Tensor, " p"],
-    its_length: float,
-    story: Float[Tensor, " d"] | None,
-) -> tuple[Float[Tensor, "p q d"], Float[Tensor, "q d"]]:
-    """States without what reply length explains and without their part along the storytelling direction."""
-    states, assistant = without_covariate(states, assistant, lengths, its_length)
+def without_confounds(space: PersonaSpace, layer: int) -> tuple[Float[Tensor, "p q d"], Float[Tensor, "q d"]]:
+    """States of the personas and of the Assistant, less what reply length explains and their storytelling."""
+    states, assistant = space.at(layer), space.assistant[:, layer].double()
+    lengths, its = _log_lengths(space), math.log(space.assistant_length)
+    story = story_direction(space, layer)
+    states, assistant = without_covariate(states, assistant, lengths, its)
     if story is None:
         return states, assistant
     return without_direction(states, story), without_direction(assistant, story)
@@ -306,7 +294,7 @@ def _related(one: Float[Tensor, " p"], other: Float[Tensor, " p"]) -> dict[str, 
     """Pearson's r over personas, with Fisher's interval."""
     r = correlation(one, other)
     bounded = torch.tensor(min(max(r, -0.999999), 0.999999), dtype=torch.float64)
-    width = 1.96 / max(len(one) - 3, 1) ** 0.5
+    width = NORMAL / max(len(one) - 3, 1) ** 0.5
     low, high = (float(torch.tanh(torch.atanh(bounded) + sign * width)) for sign in (-1, 1))
     return {"r": round(r, 4), "low": round(low, 4), "high": round(high, 4)}
 
