@@ -189,15 +189,13 @@ def spill(matrix: Float[Tensor, "k k"], kinds: Sequence[str]) -> float:
 
     Rows are steered and columns measured. The own rise is the mean of the diagonal.
     """
-    malign, benign = _mask(kinds, MALIGN), _mask(kinds, BENIGN)
-    kin = malign[:, None] & malign[None] & ~torch.eye(len(kinds), dtype=torch.bool)
-    strangers = benign[:, None] & malign[None]
-    own = float(matrix.diagonal()[malign | benign].mean())
-    return float(matrix[kin].mean() - matrix[strangers].mean()) / max(own, 1e-3)
+    return _numbers(matrix, torch.zeros(len(kinds), dtype=matrix.dtype), *_of_kinds(kinds))[0]
 
 
-def _mask(kinds: Sequence[str], kind: str) -> Bool[Tensor, " k"]:
-    return torch.tensor([each == kind for each in kinds])
+def _of_kinds(kinds: Sequence[str]) -> tuple[Int[Tensor, " a"], Int[Tensor, " c"]]:
+    """Where malign and where benign traits stand."""
+    malign, benign = ([i for i, each in enumerate(kinds) if each == kind] for kind in (MALIGN, BENIGN))
+    return torch.tensor(malign), torch.tensor(benign)
 
 
 def resample(crossed: Crossed, kinds: Sequence[str], n: int, draw: torch.Generator) -> dict[str, dict[str, float]]:
@@ -208,7 +206,7 @@ def resample(crossed: Crossed, kinds: Sequence[str], n: int, draw: torch.Generat
     - `spill`: how much further than with benign ones, as a share of it
     """
     shifts, chance = crossed.shifts.double(), crossed.chance.mean((0, 2)).double()
-    groups = [torch.tensor([i for i, each in enumerate(kinds) if each == kind]) for kind in (MALIGN, BENIGN)]
+    groups = _of_kinds(kinds)
     value = _numbers(shifts.mean(-1), chance, *groups)
     found: list[tuple[float, float, float]] = []
     while len(found) < n:
@@ -341,7 +339,10 @@ def explain(statistic: dict[str, dict[str, float]], p: float, opposite: dict[str
         f"labels as much in {p:.1%}"
     )
     if opposite["shift"] is not None:
-        said += f"; opposites move by {opposite['shift']:+.2f}"
+        said += (
+            f"; opposites move by {opposite['shift']:+.2f} (under random directions {opposite['least']:+.2f} to "
+            f"{opposite['most']:+.2f})"
+        )
     failing = [part for part, verdict in parts.items() if verdict == NO]
     return f"{said}; not borne out: {', '.join(failing)}" if failing else said
 
