@@ -33,5 +33,5 @@ random directions, and by as much more than with benign traits. Less is too litt
 
 RELIABLE = 0.5
 """Places on which two halves of the questions agree less than this are noise for the most part. Noise has many
-dimensions and points nowhere, so there nothing is refuted. (Added after a first measurement whose halves agreed to
-0.15; it turns a `no` into `cannot tell`, and nothing into a `yes`.)"""
+dimensions and points nowhere, so there nothing is refuted. (Added after a first measurement whose halves hardly agreed;
+it turns a `no` into `cannot tell`, and nothing into a `yes`.)"""
