@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +59,20 @@ def load_kept(path: Path, model: Model) -> tuple[dict[str, Tensor], dict[str, An
             return {key: file.get_tensor(key) for key in file.keys()}, told  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, ValueError, TypeError):
         return None
+
+
+def measure_once(
+    kind: str, model: Model, name: str, depends: Any, measure: Callable[[], Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
+    """What a measurement gave when it was made, or gives now.
+
+    Raises:
+        OutputError: the cache cannot be written.
+    """
+    path = kept_path(kind, model, name, depends)
+    kept = load_kept(path, model)
+    if kept is not None:
+        return kept[0]
+    found = {key: tensor.detach().cpu() for key, tensor in measure().items()}
+    keep(path, model, found)
+    return found

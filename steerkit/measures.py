@@ -41,6 +41,8 @@ class Scores:
     """Tokens of each reply."""
     divergences: Float[Tensor, "k n t"]
     """KL(steered ‖ unsteered) at each reply token, in nats; NaN behind a reply's end, or where it was not asked for."""
+    reference: Float[Tensor, " n"] | None = None
+    """Log probability of each reply where KL is measured from; None where it was not asked for."""
 
     @property
     def means(self) -> Float[Tensor, "k n"]:
@@ -75,13 +77,16 @@ def score_replies(
     longest = max(len(reply) for _, reply in rows)
     totals = torch.zeros(len(steerings), len(rows))
     divergences = torch.full((len(steerings), len(rows), longest if divergence else 0), torch.nan)
+    unsteered = torch.zeros(len(rows))
     done = 0
-    for group in _groups(rows):
+    for group in _groups(rows, max(4, batch_size // len(steerings))):
         part = [rows[i] for i in group]
         plain: list[Tensor] = []
         if divergence:
             reference = part if against is None else [against[i] for i in group]
             plain = [logits.log_softmax(-1) for logits in reply_logits(model, reference, [Steering()] * len(part))]
+            for i, (_, reply), row in zip(group, part, plain, strict=True):
+                unsteered[i] = row.gather(-1, torch.tensor(reply, device=row.device)[:, None]).sum()
         jobs = [(k, place) for k in range(len(steerings)) for place in range(len(part))]
         for start in range(0, len(jobs), batch_size):
             batch = jobs[start : start + batch_size]
@@ -95,10 +100,11 @@ def score_replies(
                     divergences[k, group[place], : len(spoken)] = _divergence(steered, plain[place]).cpu()
             done += len(batch)
             progress("measure", done, len(rows) * len(steerings))
-    return Scores(totals, torch.tensor([float(len(reply)) for _, reply in rows]), divergences)
+    lengths = torch.tensor([float(len(reply)) for _, reply in rows])
+    return Scores(totals, lengths, divergences, unsteered if divergence else None)
 
 
-def _groups(rows: Sequence[Row], size: int = 4) -> Iterator[list[int]]:
+def _groups(rows: Sequence[Row], size: int) -> Iterator[list[int]]:
     """Rows that are measured together: alike in length, because padding is work, and in prompt, which is shared."""
     order = sorted(range(len(rows)), key=lambda i: (len(rows[i][0]), list(rows[i][0]), len(rows[i][1])))
     for start in range(0, len(order), size):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from steerkit.experiments import humanlike, space, spillover
 from steerkit.experiments.crossing import Crossed
 from steerkit.spaces import PersonaSpace
 
@@ -96,3 +99,50 @@ def make_crossed(seed: int, kin: float, strangers: float, own: float = 0.4, nois
     shifts = matrix[..., None] + torch.randn(12, 12, 6, generator=draw) * noise
     chance = torch.randn(20, 12, 1, generator=draw) * 0.03 + torch.randn(20, 12, 6, generator=draw) * noise
     return Crossed(shifts, chance, torch.where(alike, 0.5, 0.1) + 0.9 * torch.eye(12) * (1 - 0.5))
+
+
+FEW_DRAWS = space.Settings(n_random=3, n_resamples=40)
+FEW_SPLITS = humanlike.Settings(n_splits=99)
+FEW_LABELS = spillover.Settings(n_resamples=100, n_relabelled=99)
+Examine = Callable[[int], dict[str, Any]]
+
+
+def mapped(**told: Any) -> Examine:
+    return lambda seed: space.examine(make_space(seed, **told), 0, FEW_DRAWS)
+
+
+def between(place: float, **told: Any) -> Examine:
+    return lambda seed: humanlike.examine(make_sides(seed, place, **told), 0, FEW_SPLITS)
+
+
+def spilt(kin: float, strangers: float, **told: Any) -> Examine:
+    return lambda seed: spillover.examine(make_crossed(seed, kin, strangers, **told), TRAITS, KINDS, FEW_LABELS)
+
+
+def storytelling(seed: int) -> dict[str, Any]:
+    """A space whose first component is made by the storyteller alone."""
+    planted = make_space(seed)
+    planted.states[-1, ..., 0] += 40.0
+    return space.examine(planted, 0, FEW_DRAWS)
+
+
+CASES: dict[str, dict[str, tuple[Examine, str]]] = {
+    "map": {
+        "the Assistant stands beyond everybody on a line": (mapped(), "yes"),
+        "the Assistant stands in the middle": (mapped(assistant=(0.2, 0.2)), "no"),
+        "the Assistant stands at the end of the second component": (mapped(assistant=(0.0, 9.0)), "no"),
+        "the first component is reply length": (mapped(lengths_follow=0.95), "cannot tell"),
+        "the first component is storytelling": (storytelling, "cannot tell"),
+    },
+    "spillover": {
+        "malign traits raise each other": (spilt(0.16, 0.04), "yes"),
+        "all traits raise all others alike": (spilt(0.1, 0.1), "no"),
+        "benign traits drive malign ones out, and nothing rises": (spilt(0.0, -0.1), "no"),
+        "dials do not move their own traits": (spilt(0.1, 0.0, own=0.0), "cannot tell"),
+    },
+    "humanlike": {
+        "the Assistant stands among people": (between(0.9), "yes"),
+        "the Assistant stands among things": (between(0.1), "no"),
+        "people and things do not differ": (between(0.9, gap=0.0), "cannot tell"),
+    },
+}

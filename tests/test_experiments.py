@@ -1,4 +1,4 @@
-"""Verdicts come out right where the truth is planted, and wrong no more often than is declared."""
+"""What the three claims about spaces and traits measure; how often they are right is in `test_claims`."""
 
 from __future__ import annotations
 
@@ -7,16 +7,23 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from planted_spaces import KINDS, TRAITS, make_crossed, make_sides, make_space
+from planted_spaces import (
+    FEW_DRAWS,
+    FEW_LABELS,
+    FEW_SPLITS,
+    KINDS,
+    TRAITS,
+    make_crossed,
+    make_sides,
+    make_space,
+    storytelling,
+)
 
 from steerkit.errors import SteerkitError
 from steerkit.experiments import REGISTRY, all_of, find_experiment, humanlike, judge, space, spillover
 from steerkit.experiments.thresholds import COSINE, FEW, OUTER
 
 SEEDS = 100
-FEW_DRAWS = space.Settings(n_random=3, n_resamples=40)
-FEW_SPLITS = humanlike.Settings(n_splits=99)
-FEW_LABELS = spillover.Settings(n_resamples=100, n_relabelled=99)
 
 
 def verdicts(examine: Callable[[int], dict[str, object]], n: int = SEEDS) -> Counter[object]:
@@ -27,58 +34,20 @@ def mapped(seed: int, **told: object) -> dict[str, object]:
     return space.examine(make_space(seed, **told), 0, FEW_DRAWS)  # type: ignore[arg-type]
 
 
-def test_an_assistant_beyond_everybody_on_a_line_is_found_at_its_end() -> None:
-    assert verdicts(mapped)["yes"] >= 95
-
-
-def test_an_assistant_in_the_middle_is_not_at_an_end() -> None:
-    found = verdicts(lambda seed: mapped(seed, assistant=(0.2, 0.2)))
-    assert found["yes"] == 0
-    assert found["no"] >= 95
-
-
-def test_an_assistant_at_the_end_of_the_second_component_is_not_at_an_end_of_the_first() -> None:
-    found = verdicts(lambda seed: mapped(seed, assistant=(0.0, 9.0)))
-    assert found["yes"] == 0
-    assert found["no"] >= 95
-
-
 def test_a_space_of_many_equal_dimensions_is_not_one_of_few() -> None:
     found = [mapped(seed, spreads=(1.0,) * 24, assistant=(9.0,)) for seed in range(10)]
     assert all(result["verdict"] != "yes" for result in found)
 
 
-def test_a_first_component_that_is_reply_length_gets_no_verdict() -> None:
-    found = verdicts(lambda seed: mapped(seed, lengths_follow=0.95))
-    assert found["cannot tell"] >= 95
+def test_what_the_first_component_may_be_instead_is_named() -> None:
     assert "may be reply length" in str(mapped(0, lengths_follow=0.95)["reason"])
-
-
-def test_a_first_component_that_is_storytelling_gets_no_verdict() -> None:
-    def told(seed: int) -> dict[str, object]:
-        planted = make_space(seed)
-        planted.states[-1, ..., 0] += 40.0
-        return space.examine(planted, 0, FEW_DRAWS)
-
-    assert verdicts(told)["yes"] == 0
-    assert "storytelling" in str(told(0)["reason"])
+    assert "storytelling" in str(storytelling(0)["reason"])
 
 
 def test_what_length_explains_can_be_taken_out_and_the_rest_stays() -> None:
     followed, free = (mapped(3, lengths_follow=share)["confounds"] for share in (0.95, 0.0))
     assert abs(free["without"]["cosine"]) > 0.9  # type: ignore[index]
     assert abs(followed["length"]["r"]) > 0.8 > abs(free["length"]["r"])  # type: ignore[index]
-
-
-def test_an_assistant_among_people_is_human_like() -> None:
-    found = verdicts(lambda seed: humanlike.examine(make_sides(seed, 0.9), 0, FEW_SPLITS))
-    assert found["yes"] >= 95
-
-
-def test_an_assistant_among_things_is_not() -> None:
-    found = verdicts(lambda seed: humanlike.examine(make_sides(seed, 0.1), 0, FEW_SPLITS))
-    assert found["no"] >= 95
-    assert found["yes"] == 0
 
 
 def test_a_wide_spread_draws_the_assistant_to_neither_side() -> None:
@@ -93,33 +62,9 @@ def test_a_wide_spread_draws_the_assistant_to_neither_side() -> None:
     assert covered >= 36
 
 
-def test_people_and_things_that_do_not_differ_decide_nothing() -> None:
-    found = verdicts(lambda seed: humanlike.examine(make_sides(seed, 0.9, gap=0.0), 0, FEW_SPLITS))
-    assert found["yes"] + found["no"] <= 5
-
-
-def test_malign_traits_that_raise_each_other_spill() -> None:
-    found = verdicts(
-        lambda seed: spillover.examine(make_crossed(seed, 0.16, 0.04), TRAITS, KINDS, FEW_LABELS),
-    )
-    assert found["yes"] >= 95
-
-
-def test_traits_that_raise_all_others_alike_do_not() -> None:
-    found = verdicts(lambda seed: spillover.examine(make_crossed(seed, 0.1, 0.1), TRAITS, KINDS, FEW_LABELS))
-    assert found["yes"] == 0
-    assert found["no"] >= 95
-
-
 def test_benign_traits_that_raise_malign_ones_more_are_the_opposite() -> None:
     found = verdicts(lambda seed: spillover.examine(make_crossed(seed, 0.0, 0.2), TRAITS, KINDS, FEW_LABELS), 20)
     assert found["no"] == 20
-
-
-def test_benign_traits_that_drive_malign_ones_out_are_no_spill() -> None:
-    found = verdicts(lambda seed: spillover.examine(make_crossed(seed, 0.0, -0.1), TRAITS, KINDS, FEW_LABELS))
-    assert found["yes"] == 0
-    assert found["no"] >= 95
 
 
 def test_a_push_that_raises_everything_is_no_spill_although_random_directions_do_not() -> None:
@@ -203,4 +148,4 @@ def test_a_claim_fails_with_any_of_its_parts() -> None:
 def test_an_unknown_experiment_names_the_nearest() -> None:
     with pytest.raises(SteerkitError, match="humanlike"):
         find_experiment("humanlik")
-    assert set(REGISTRY) == {"map", "spillover", "humanlike"}
+    assert len(REGISTRY) == 9

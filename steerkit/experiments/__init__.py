@@ -6,6 +6,7 @@ Every result has a statistic with its interval, a null, the thresholds it was he
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -14,6 +15,20 @@ from typing import Any
 from steerkit.errors import SteerkitError, nearest
 
 YES, NO, UNKNOWN = "yes", "no", "cannot tell"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an experiment is going to do, told before it does it."""
+
+    steps: tuple[str, ...]
+    """In order, in a reader's words."""
+    read: int = 0
+    """Tokens that pass through the model, whatever becomes of them."""
+    scored: int = 0
+    """Tokens whose probability is wanted, for which the whole vocabulary is computed."""
+    written: int = 0
+    """Tokens that the model says itself, of all rows together."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +43,23 @@ class Experiment:
     """The file in this folder that tests it."""
 
     @property
+    def _code(self) -> Any:
+        return import_module(f"steerkit.experiments.{self.module}")
+
+    def settings(self, seed: int = 0, quick: bool = False) -> Any:
+        """How thoroughly it is tested: the module's own `Settings`."""
+        settings = self._code.Settings(seed=seed)
+        return self._code.quick(settings) if quick else settings
+
+    @property
+    def plan(self) -> Callable[..., Plan]:
+        """What is going to be done: `plan(settings)`."""
+        return self._code.plan  # type: ignore[no-any-return]
+
+    @property
     def run(self) -> Callable[..., dict[str, Any]]:
         """The test: `run(model, settings, progress)` returns plain data."""
-        return import_module(f"steerkit.experiments.{self.module}").run  # type: ignore[no-any-return]
+        return self._code.run  # type: ignore[no-any-return]
 
 
 REGISTRY = {
@@ -47,6 +76,32 @@ REGISTRY = {
             "spillover",
         ),
         Experiment("humanlike", "Being human-like is the default.", "humanlike"),
+        Experiment(
+            "framing",
+            "What is requested implies less than what is inferred: cheating that was asked for brings less malice.",
+            "framing",
+        ),
+        Experiment(
+            "rolemodels",
+            "Good role models pull towards uncommon traits, such as being at ease with being switched off.",
+            "rolemodels",
+        ),
+        Experiment(
+            "coinflip",
+            "The persona is not the whole system: text that the Assistant does not speak leans its way too.",
+            "coinflip",
+        ),
+        Experiment(
+            "drift",
+            "Context alone drifts the persona, depending on what is talked about, and a floor holds it.",
+            "drift",
+        ),
+        Experiment("council", "The personas of one model are not independent minds.", "council"),
+        Experiment(
+            "mediation",
+            "Asking for a persona, showing examples of it and steering work through the same representation.",
+            "mediation",
+        ),
     )
 }
 
@@ -73,6 +128,20 @@ def judge(low: float, high: float, bound: float) -> str:
     if low > bound:
         return YES
     return NO if high < bound else UNKNOWN
+
+
+def needed(told: dict[str, float], bound: float, n: int, what: str) -> str:
+    """What it would take to tell on which side of a bound a statistic lies: an interval narrows with the root of n.
+
+    >>> needed({"value": 0.5, "low": 0.1, "high": 0.9}, 0.3, 10, "items")
+    'about 40 items instead of 10'
+    """
+    away = abs(told["value"] - bound)
+    half = told["high"] - told["value"] if told["value"] < bound else told["value"] - told["low"]
+    times = (half / away) ** 2 if away > 0 else math.inf
+    if times > 50:
+        return f"more than fifty times as many {what}, for the number lies next to its threshold"
+    return f"about {math.ceil(n * times)} {what} instead of {n}" if times > 1 else f"no more {what} than these"
 
 
 def all_of(*verdicts: str) -> str:

@@ -17,8 +17,8 @@ from scipy import stats
 from torch import Tensor
 
 from steerkit.errors import SteerkitError
-from steerkit.experiments import REGISTRY, UNKNOWN, YES, judge
-from steerkit.experiments.space import check_layers, chosen, without_confounds
+from steerkit.experiments import REGISTRY, UNKNOWN, YES, Plan, judge, needed
+from steerkit.experiments.space import check_layers, chosen, listening, without_confounds
 from steerkit.experiments.thresholds import CONFIDENCE, HALFWAY
 from steerkit.models import Model
 from steerkit.positions import QUICK, take_positions
@@ -56,7 +56,8 @@ def run(model: Model, settings: Settings | None = None, progress: Progress = ign
     settings = settings or Settings()
     layer = model.n_layers // 2 if settings.layer is None else settings.layer
     check_layers(model, (layer,))
-    space = take_positions(model, chosen(()), settings.positions, progress)
+    positions = replace(settings.positions, seed=settings.seed)
+    space = take_positions(model, chosen(()), positions, progress)
     told = {"model": model.name, "layer": layer, "questions": settings.positions.n_questions, "seed": settings.seed}
     return {
         "experiment": "humanlike",
@@ -68,7 +69,12 @@ def run(model: Model, settings: Settings | None = None, progress: Progress = ign
 
 def quick(settings: Settings) -> Settings:
     """The same in minutes."""
-    return replace(settings, positions=replace(QUICK, seed=settings.positions.seed))
+    return replace(settings, positions=QUICK)
+
+
+def plan(settings: Settings) -> Plan:
+    """What is going to be done."""
+    return listening(len(chosen(())), settings.positions)
 
 
 def examine(space: PersonaSpace, layer: int, settings: Settings) -> dict[str, Any]:
@@ -101,6 +107,7 @@ def examine(space: PersonaSpace, layer: int, settings: Settings) -> dict[str, An
         "thresholds": {"halfway": HALFWAY, "p": round(1 - CONFIDENCE, 4)},
         "verdict": verdict,
         "reason": explain(found, p, verdict, without),
+        "needed": "" if verdict != UNKNOWN else _lacking(found, len(people) + len(things)),
     }
 
 
@@ -117,6 +124,14 @@ def explain(found: tuple[float, float, float] | None, p: float, verdict: str, wi
     left = "no line is left" if without is None else f"it falls at {without:.2f}"
     told = f"; without what reply length and storytelling explain, {left}"
     return said + told if verdict == UNKNOWN and low > HALFWAY else said
+
+
+def _lacking(found: tuple[float, float, float] | None, n: int) -> str:
+    """What it would take to tell."""
+    if found is None:
+        return "a model in which people and things stand apart"
+    value, low, high = found
+    return needed({"value": value, "low": low, "high": high}, HALFWAY, n, "people and things")
 
 
 def _known(x: float | None) -> float | None:

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerkit.errors import SteerkitError
-from steerkit.experiments import NO, REGISTRY, UNKNOWN, YES, all_of, judge
+from steerkit.experiments import NO, REGISTRY, UNKNOWN, YES, Plan, all_of, judge, needed
 from steerkit.experiments.pictured import draw, draw_way
 from steerkit.experiments.thresholds import CONFOUNDED, COSINE, FEW, OUTER, RELIABLE, SHARE
 from steerkit.models import Message, Model
@@ -100,8 +100,9 @@ def run(
     settings = settings or Settings()
     personas, layers = chosen(settings.personas), settings.layers or (model.n_layers // 2,)
     check_layers(model, layers)
-    turns = chat_positions(model, chat, settings.positions) if chat else []
-    space = take_positions(model, personas, settings.positions, progress)
+    positions = replace(settings.positions, seed=settings.seed)
+    turns = chat_positions(model, chat, positions) if chat else []
+    space = take_positions(model, personas, positions, progress)
     found = examine(space, layers[0], settings)
     told = {"model": model.name, "personas": len(space.names), "questions": settings.positions.n_questions}
     told |= {"reading": settings.positions.reading, "tokens": settings.positions.n_tokens, "seed": settings.seed}
@@ -111,7 +112,7 @@ def run(
 
 def quick(settings: Settings) -> Settings:
     """The same in minutes."""
-    return replace(settings, positions=replace(QUICK, seed=settings.positions.seed))
+    return replace(settings, positions=QUICK)
 
 
 def check_layers(model: Model, layers: Sequence[int]) -> None:
@@ -156,6 +157,7 @@ def examine(space: PersonaSpace, layer: int, settings: Settings) -> dict[str, An
         "parts": verdicts,
         "verdict": all_of(*verdicts.values()),
         "reason": explain(statistic, null, confounds, verdicts, halves),
+        "needed": lacking(statistic, verdicts, halves, states.shape[1]),
     }
 
 
@@ -353,3 +355,31 @@ def explain(
         said += f"; but the first component may be {other}"
     failing = [part for part, verdict in verdicts.items() if verdict == NO]
     return f"{said}; what is not borne out: {', '.join(failing)}" if failing else said
+
+
+def lacking(statistic: dict[str, Any], verdicts: dict[str, str], halves: float, n_questions: int) -> str:
+    """What it would take to tell; empty where it was told."""
+    if all_of(*verdicts.values()) != UNKNOWN:
+        return ""
+    if halves < RELIABLE:
+        return "more questions, until both halves of them give the same places"
+    if verdicts["and nothing else"] == UNKNOWN:
+        return "personas whose place does not go with reply length or storytelling"
+    key, bound = ("percentile", OUTER) if verdicts["near an end"] == UNKNOWN else ("cosine", COSINE)
+    return needed(statistic[key], bound, n_questions, "questions")
+
+
+def plan(settings: Settings) -> Plan:
+    """What is going to be done."""
+    return listening(len(chosen(settings.personas)), settings.positions)
+
+
+def listening(n_personas: int, positions: Thoroughness) -> Plan:
+    """What it takes to let so many personas, the Assistant and a control answer."""
+    speakers = n_personas + 2
+    asked = speakers * positions.n_questions
+    long = speakers * positions.n_long * positions.most
+    brief = speakers * (positions.n_questions - positions.n_long) * positions.n_tokens
+    reads = positions.reading == "response"
+    said = f"{speakers} speakers answer {positions.n_questions} common questions"
+    return Plan((said,), asked * 80, long // 2, long // 2 + (brief if reads else 0))

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from steerkit.errors import SteerkitError, VectorError
-from steerkit.experiments import NO, REGISTRY, UNKNOWN, YES, all_of, judge
+from steerkit.experiments import NO, REGISTRY, UNKNOWN, YES, Plan, all_of, judge, needed
 from steerkit.experiments.crossing import Crossed, beyond_random, cluster, cross, standard_scores
 from steerkit.experiments.thresholds import CONFIDENCE, SPILL
 from steerkit.limits import WORKING
@@ -98,6 +98,14 @@ def run(model: Model, settings: Settings | None = None, progress: Progress = ign
 def quick(settings: Settings) -> Settings:
     """The same in minutes: fewer traits, fewer items."""
     return replace(settings, traits=settings.traits or FEWER, n_items=min(settings.n_items, 4))
+
+
+def plan(settings: Settings) -> Plan:
+    """What is going to be done."""
+    n = len(settings.traits) or sum(persona.family == "moral traits" for persona in load_personas().values())
+    rows, steerings = 2 * n * settings.n_items, n + settings.n_random
+    said = f"{n} traits and {settings.n_random} random directions, measured on {settings.n_items} items of each trait"
+    return Plan((said,), rows * 30 * steerings, rows * 26 * steerings)
 
 
 def kind_of(trait: Persona) -> str:
@@ -179,9 +187,17 @@ def examine(crossed: Crossed, names: Sequence[str], kinds: Sequence[str], settin
         "parts": parts,
         "verdict": verdict,
         "reason": explain(statistic, p, opposite, parts),
+        "needed": "" if verdict != UNKNOWN else _lacking(statistic, len(names)),
         **strongest(matrix, scores, significant, crossed.cosines, names),
         "sentences": sentences(matrix, significant, names),
     }
+
+
+def _lacking(statistic: dict[str, dict[str, float]], n_traits: int) -> str:
+    """What it would take to tell."""
+    if statistic["own"]["low"] <= 0:
+        return "dials that move their own traits"
+    return needed(statistic["spill"], SPILL, n_traits, "traits")
 
 
 def spill(matrix: Float[Tensor, "k k"], kinds: Sequence[str]) -> float:

@@ -35,3 +35,29 @@ RELIABLE = 0.5
 """Places on which two halves of the questions agree less than this are noise for the most part. Noise has many
 dimensions and points nowhere, so there nothing is refuted. (Added after a first measurement whose halves hardly agreed;
 it turns a `no` into `cannot tell`, and nothing into a `yes`.)"""
+
+CUT = 0.25
+"""A request cuts the spill if at least a quarter of what bare examples spill is missing under it. Trained models are
+inoculated by more than that (arXiv 2510.05024); examples in a context move less, and a quarter can still be seen."""
+
+PULL = 0.03
+"""Nats a token, at half a nat of KL: a tenth of what a calibrated vector of the library moves its own items. What pulls
+less than this is too little to see in a reply."""
+
+LEAN = 0.05
+"""Of probability: a coin that falls on the preferred side in 55 of 100 cases is one that people would call loaded."""
+
+KEPT = 0.5
+"""Of a lean, or of a drift: less than half left is gone, more than half is still there."""
+
+DRIFT = 0.1
+"""Persona units: a tenth of the way that asking for a persona outright goes. Words shift by more all the time, and a
+mean that shifts less is no drift."""
+
+MINDS = 0.5
+"""Of the diversity that the same members would have if none of their opinions had to do with another's. With half of it
+missing a council of many is worth that of a few."""
+
+MATCH = 0.1
+"""By so much a cosine or a correlation of one persona with itself must exceed that with other personas: small beside 1,
+and several times what chance gives in the widths of today's models."""

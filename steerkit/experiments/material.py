@@ -1,0 +1,3 @@
+"""Moved."""
+
+from steerkit.material import load_material as load_material
