@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from steerkit.generation import Probe, Sampling, complete
-from steerkit.measures import neutral
+from steerkit.measures import neutral, score_replies
 from steerkit.models import Model
 from steerkit.nulls import rounded
 from steerkit.passes import prompt_states
@@ -119,6 +119,40 @@ def measure_speed(
         memory=_memory(model.device),
         weights=sum(p.numel() * p.element_size() for p in tensors),
         bandwidth=_bandwidth(model.device),
+    )
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Tokens a second of what experiments do most, for a guess of how long one takes."""
+
+    read: float
+    """Long texts, of which only states are wanted."""
+    scored: float
+    """Given replies, whose probability is wanted."""
+    written: float
+    """Replies of a batch, all rows together."""
+
+
+def measure_rates(model: Model, n_rows: int = 16) -> Rates:
+    """One short look at each; a machine that is busy later will take longer."""
+    plain = [Steering()] * n_rows
+    prompt = model.chat_tokens([{"role": "user", "content": neutral("questions")[0]}])
+    texts = [model.reply_tokens(text)[:24] for text in (neutral("texts") * n_rows)[:n_rows]]
+    long = torch.tensor([texts[0][:1] * 128] * 4, device=model.device)
+    rows = [(prompt, text) for text in texts]
+    complete(model, [prompt], sampling=Sampling(2))
+    started = _now(model.device)
+    model.forward(long, torch.ones_like(long), keep=0)
+    read = _now(model.device)
+    score_replies(model, rows, [Steering()], divergence=True)
+    scored = _now(model.device)
+    said = complete(model, [prompt] * n_rows, plain, sampling=Sampling(8))
+    written = _now(model.device)
+    return Rates(
+        read=long.numel() / (read - started),
+        scored=sum(map(len, texts)) / (scored - read),
+        written=max(sum(len(reply.tokens) for reply in said), 1) / (written - scored),
     )
 
 

@@ -17,6 +17,7 @@ TIERS = [
     {"__main__"},
     {"cli"},
     {"tui", "server"},
+    {"reports"},
     {"experiments", "sweeps", "engines"},
     {"evaluation", "screening", "verdicts", "calibration", "positions", "speed", "tables", "exchange"},
     {"plots"},
@@ -26,7 +27,7 @@ TIERS = [
     {"steering", "expressions"},
     {"loading"},
     {"vectors", "models", "personas", "estimators"},
-    {"operators", "fingerprints", "weights", "tints", "runners"},
+    {"operators", "fingerprints", "weights", "tints", "runners", "material"},
     {"files"},
     {"errors"},
 ]

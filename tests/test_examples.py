@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,5 +23,21 @@ def test_the_example_runs_and_prints_something(example: Path, tiny_folder: Path,
     assert done.stdout.strip()
 
 
+PAGES = sorted((Path(__file__).parent.parent / "examples").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_the_code_of_a_page_runs_from_top_to_bottom(page: Path, tiny_folder: Path, workplace: Path) -> None:
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
+    environment = {**os.environ, "STEERKIT_MODEL": str(tiny_folder), "XDG_CACHE_HOME": str(workplace / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=workplace, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for said in ("of both sides, heads has", "without meaning", "planted 0.0 nats", ": yes"):
+        assert said in done.stdout, done.stdout
+
+
 def test_there_are_examples() -> None:
     assert EXAMPLES
+    assert PAGES

@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from steerkit.cli import bench, chat, generate, libraries, make, measure, read, screen, space, start
+from steerkit.cli import bench, chat, experiment, generate, libraries, make, measure, read, screen, space, start
 from steerkit.cli.console import complain
 from steerkit.errors import SteerkitError
 
@@ -58,7 +58,8 @@ app.command("eval", rich_help_panel="Measure")(measure.evaluate)
 app.command("sweep", rich_help_panel="Measure")(measure.sweep)
 app.command("map", rich_help_panel="Measure")(space.draw_map)
 app.command("spillover", rich_help_panel="Measure")(space.spillover)
-app.command("experiment", rich_help_panel="Measure")(space.experiment)
+app.command("experiment", rich_help_panel="Measure")(experiment.experiment)
+app.command("psm", rich_help_panel="Measure")(experiment.psm)
 app.command("screen", rich_help_panel="Measure")(screen.screen)
 app.command("bench", rich_help_panel="Measure")(bench.bench)
 

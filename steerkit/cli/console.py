@@ -28,6 +28,8 @@ STAGES = {
     "time": "timing",
     "positions": "listening to everybody",
     "match": "matching KL",
+    "contexts": "showing contexts",
+    "talk": "holding conversations",
 }
 
 
