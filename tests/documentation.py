@@ -1,10 +1,11 @@
-"""Copies what the command line says of itself, and what is known of the shipped vectors, into the README.
+"""Copies what the command line says of itself, what is known of the vectors, and the example report into the README.
 
 python tests/documentation.py        rewrites README.md; a test fails while it would change anything
 """
 
 from __future__ import annotations
 
+import json
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import typer
 
 README = Path(__file__).parent.parent / "README.md"
 VECTORS = README.parent / "vectors"
+REPORT = README.parent / "examples" / "psm.json"
 
 
 def commands(command: Any, name: str = "steerkit") -> list[tuple[str, Any]]:
@@ -58,7 +60,21 @@ def vector_section() -> str:
     return textwrap.fill(sentence, 130, break_on_hyphens=False)
 
 
-SECTIONS = {"commands": command_section, "vectors": vector_section}
+def claim_section() -> str:
+    """What the report in `examples/` says, a line a claim."""
+    from steerkit.plots.words import question_of, statistics_of
+
+    lines = ["| question | command | verdict | number |", "|---|---|---|---|"]
+    for entry in json.loads(REPORT.read_text(encoding="utf-8"))["claims"]:
+        numbers = statistics_of(entry["experiment"], entry["result"])
+        # Of several numbers the last is the one that the claim stands or falls with.
+        told = f"{numbers[-1].told_whole()} {numbers[-1].text}" if numbers else entry["error"]
+        command = entry["command"].removeprefix("steerkit ")
+        lines.append(f"| {question_of(entry)} | `{command}` | **{entry['verdict']}** | {told} |")
+    return "\n".join(lines)
+
+
+SECTIONS = {"commands": command_section, "vectors": vector_section, "claims": claim_section}
 
 
 def updated(text: str) -> str:

@@ -1,6 +1,7 @@
-"""Draws the chat as the README shows it, on the default model with the vectors that ship here.
+"""Draws what the README shows: the chat, on the default model with the vectors that ship here, and the report.
 
-python tests/pictures.py        writes examples/chat.svg and examples/chat-in-a-browser.png (Chromium takes that one)
+python tests/pictures.py        writes examples/chat.svg, chat-in-a-browser.png and psm.png (Chromium takes those two)
+python tests/pictures.py psm    writes psm.png alone, which is the first screen of examples/psm.html
 """
 
 from __future__ import annotations
@@ -90,6 +91,17 @@ def in_a_browser(path: Path) -> None:
         page.screenshot(path=path)
 
 
+def of_the_report(path: Path) -> None:
+    """The first screen of the example report."""
+    with chromium() as browser:
+        page = browser.new_page(viewport={"width": 1120, "height": 900}, device_scale_factor=1.5)
+        page.goto((EXAMPLES / "psm.html").as_uri())
+        page.screenshot(path=path)
+
+
 if __name__ == "__main__":
+    of_the_report(EXAMPLES / "psm.png")
+    if sys.argv[1:] == ["psm"]:
+        sys.exit()
     asyncio.run(in_a_terminal(EXAMPLES / "chat.svg"))
     in_a_browser(EXAMPLES / "chat-in-a-browser.png")

@@ -117,7 +117,7 @@ def test_a_text_breaks_off_where_the_side_would_stand(tiny: Model) -> None:
         heads, tails = tossing.toss(tiny, voice, 0, "it rains", "it snows")
         assert heads[0] == tails[0]
         text = tiny.tokenizer.decode(list(heads[0]))
-        assert text.endswith("coin landed on")
+        assert text.endswith("The coin came up")
         assert text.index("it rains") < text.index("it snows")
         assert [tiny.tokenizer.decode(list(reply)) for _, reply in (heads, tails)] == [" heads", " tails"]
         starts = {"document": "A coin", "user": "<|start|>user\n", "assistant": "<|start|>user\n"}
@@ -135,7 +135,7 @@ def test_a_model_without_a_template_reads_the_same_texts(tmp_path: Path) -> None
     ends = {voice: tossing.toss(plain, voice, 0, "it rains", "it snows")[0] for voice in coinflip.VOICES}
     told = {voice: plain.tokenizer.decode(list(prompt)) for voice, (prompt, _) in ends.items()}
     assert told["user"].removeprefix("<|start|>").startswith("User: Here is a story")
-    assert told["assistant"].endswith("\n\nAssistant: The coin landed on")
+    assert told["assistant"].endswith("\n\nAssistant: The coin came up")
     assert {plain.tokenizer.decode(list(reply)) for _, reply in ends.values()} == {" heads"}
 
 
@@ -239,6 +239,6 @@ def test_pairs_are_as_many_of_each_kind_and_a_quick_run_reads_fewer() -> None:
     assert {kind: len(coinflip.pairs_of(kind)) for kind in coinflip.KINDS} == dict.fromkeys(coinflip.KINDS, 27)
     assert set(load_material("coinflip")["templates"]) == set(coinflip.VOICES)
     quick = coinflip.quick(coinflip.Settings())
-    assert make_tossed(0).odds.shape[2] == quick.n_pairs == PAIRS
+    assert make_tossed(0).odds.shape[2] == PAIRS <= quick.n_pairs
     assert coinflip.plan(quick).read < coinflip.plan(coinflip.Settings()).read
     assert FEW.n_random == quick.n_random == 20

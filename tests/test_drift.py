@@ -16,8 +16,8 @@ from planted_drift import CASES, QUIET, plant
 
 from steerkit.errors import VectorError
 from steerkit.experiments import conversing, drift
-from steerkit.experiments.material import load_material
 from steerkit.experiments.resampling import interval
+from steerkit.material import load_material
 from steerkit.models import Model
 from steerkit.nulls import random_like
 from steerkit.operators import score

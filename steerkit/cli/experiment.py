@@ -123,7 +123,9 @@ def _announce(model: Model, names: Sequence[str], seed: int, quick: bool, path: 
     told = [(name, each.plan(each.settings(seed, quick))) for name, each in plans]
     for name, plan in told:
         talk().print(Text.assemble((f"{name:<11}", "bold"), ("; ".join(plan.steps), "dim")), soft_wrap=True)
-    amounts = (sum(getattr(plan, key) for _, plan in told) for key in ("read", "scored", "written"))
+    # What the map listens to is all that humanlike needs.
+    counted = [plan for name, plan in told if name != "humanlike" or "map" not in names]
+    amounts = (sum(getattr(plan, key) for plan in counted) for key in ("read", "scored", "written"))
     say_plan(Plan((f"put {model.name} through {len(names)} claims and write {path}",), *amounts), look_at_speed(model))
 
 

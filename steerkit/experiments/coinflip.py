@@ -105,7 +105,7 @@ def run(model: Model, settings: Settings | None = None, progress: Progress = ign
 
 def quick(settings: Settings) -> Settings:
     """The same in a minute or so."""
-    return replace(settings, n_pairs=10, n_steered=5, n_orders=1, n_prompts=1)
+    return replace(settings, n_pairs=17, n_steered=5, n_orders=1, n_prompts=1)
 
 
 def plan(settings: Settings) -> Plan:

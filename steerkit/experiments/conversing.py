@@ -17,10 +17,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from steerkit.errors import VectorError
-from steerkit.experiments.material import load_material
 from steerkit.experiments.scoring import score_in_blocks
 from steerkit.generation import Sampling, complete
 from steerkit.kept import measure_once
+from steerkit.material import load_material
 from steerkit.measures import Row, capability
 from steerkit.models import Message, Model, pad_left
 from steerkit.passes import Recall, prefill, prompt_states

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from steerkit.experiments import REGISTRY, UNKNOWN, YES, Plan, all_of, conversing, judge, needed
 from steerkit.experiments.conversing import Drifted, score_along, states_after
-from steerkit.experiments.material import load_material
 from steerkit.experiments.resampling import Drawn, exchange_labels, interval, rounded_interval, row, share_of
 from steerkit.experiments.thresholds import CONFIDENCE, DRIFT, KEPT, RELIABLE
+from steerkit.material import load_material
 from steerkit.models import Message, Model
 from steerkit.nulls import random_like
 from steerkit.personas import find_persona

@@ -25,7 +25,7 @@ from torch import Tensor
 from steerkit.errors import VectorError
 from steerkit.experiments import REGISTRY, UNKNOWN, YES, Plan, all_of, judge, needed
 from steerkit.experiments.resampling import Drawn, exchange_labels, interval, rounded_interval, row
-from steerkit.experiments.scoring import propensity_after, random_directions, shifts_at_cost, working_dial
+from steerkit.experiments.scoring import Answered, propensity_after, random_directions, shifts_at_cost, working_dial
 from steerkit.experiments.thresholds import CONFIDENCE, PULL
 from steerkit.limits import WORKING
 from steerkit.material import load_material
@@ -57,7 +57,7 @@ class Settings:
     n_items: int = 10
     """Items of each trait; of an even number, as many agree with their question as decline."""
     n_prompted: int = 100
-    """At most so many archetypes of each kind are asked for by their prompts too."""
+    """At most so many archetypes of each kind, and at least one, are asked for by their prompts too."""
     n_random: int = 20
     """Random directions."""
     n_resamples: int = 1000
@@ -185,11 +185,10 @@ def listen(model: Model, settings: Settings, progress: Progress = ignore_progres
     few = [rows[2 * groups.index(group)] for group in GROUPS]
     moved, _ = shifts_at_cost(model, rows, [*vectors, *randoms], dials, progress, few)
     prompted = [i for i, kind in enumerate(kinds) if kinds[:i].count(kind) < settings.n_prompted]
-    prompts, costs = torch.zeros(len(prompted), len(items)), torch.zeros(len(prompted))
-    for place, i in enumerate(prompted):
-        answered = propensity_after(model, [{"role": "system", "content": archetypes[i].requested[0]}], items)
-        prompts[place], costs[place] = answered.shift, answered.cost
-        progress("contexts", place + 1, len(prompted))
+    answers: list[Answered] = []
+    for i in prompted:
+        answers.append(propensity_after(model, [{"role": "system", "content": archetypes[i].requested[0]}], items))
+        progress("contexts", len(answers), len(prompted))
     return Pulled(
         archetypes=tuple(persona.name for persona in archetypes),
         kinds=tuple(kinds),
@@ -197,9 +196,9 @@ def listen(model: Model, settings: Settings, progress: Progress = ignore_progres
         shifts=moved[: len(vectors)],
         chance=moved[len(vectors) :],
         prompted=torch.tensor(prompted),
-        prompts=prompts,
-        costs=costs,
-        bare=propensity_after(model, [], items).propensity,
+        prompts=torch.stack([answered.shift for answered in answers]),
+        costs=torch.tensor([answered.cost for answered in answers]),
+        bare=answers[0].instead,
     )
 
 

@@ -1,3 +1,0 @@
-"""Moved."""
-
-from steerkit.material import load_material as load_material
