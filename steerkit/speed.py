@@ -134,26 +134,33 @@ class Rates:
     """Replies of a batch, all rows together."""
 
 
-def measure_rates(model: Model, n_rows: int = 16) -> Rates:
-    """One short look at each; a machine that is busy later will take longer."""
-    plain = [Steering()] * n_rows
+def measure_rates(model: Model, n_rows: int = 16, looks: int = 2) -> Rates:
+    """The best of a few short looks, because others may be using the machine just now."""
     prompt = model.chat_tokens([{"role": "user", "content": neutral("questions")[0]}])
     texts = [model.reply_tokens(text)[:24] for text in (neutral("texts") * n_rows)[:n_rows]]
     long = torch.tensor([texts[0][:1] * 128] * 4, device=model.device)
     rows = [(prompt, text) for text in texts]
-    complete(model, [prompt], sampling=Sampling(2))
-    started = _now(model.device)
-    model.forward(long, torch.ones_like(long), keep=0)
-    read = _now(model.device)
-    score_replies(model, rows, [Steering()], divergence=True)
-    scored = _now(model.device)
-    said = complete(model, [prompt] * n_rows, plain, sampling=Sampling(8))
-    written = _now(model.device)
-    return Rates(
-        read=long.numel() / (read - started),
-        scored=sum(map(len, texts)) / (scored - read),
-        written=max(sum(len(reply.tokens) for reply in said), 1) / (written - scored),
-    )
+
+    def write() -> int:
+        replies = complete(model, [prompt] * n_rows, sampling=Sampling(8))
+        return max(sum(len(reply.tokens) for reply in replies), 1)
+
+    def read() -> int:
+        model.forward(long, torch.ones_like(long), keep=0)
+        return long.numel()
+
+    def score() -> int:
+        score_replies(model, rows, [Steering()], divergence=True)
+        return sum(map(len, texts))
+
+    def rate(work: Callable[[], int]) -> float:
+        found = []
+        for _ in range(looks):
+            started = _now(model.device)
+            found.append(work() / (_now(model.device) - started))
+        return max(found)
+
+    return Rates(read=rate(read), scored=rate(score), written=rate(write))
 
 
 def _now(device: torch.device) -> float:

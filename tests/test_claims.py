@@ -9,11 +9,13 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from steerkit.experiments import NO, REGISTRY, UNKNOWN, YES
 from steerkit.files import write_text
@@ -97,19 +99,23 @@ def test_the_rates_that_reports_show_are_of_these_cases() -> None:
     assert [(entry["experiment"], entry["case"]) for entry in written] == cases()
 
 
+def told(asked: tuple[str, str, int]) -> dict[str, Any]:
+    """One case's line of the table."""
+    torch.set_num_threads(1)
+    name, case, n = asked
+    right, found = rate(name, case, n)
+    counts = {"yes": found[YES], "no": found[NO], "unknown": found[UNKNOWN]}
+    return {"experiment": name, "case": case, "right": right, **counts, "n": n}
+
+
 def main(n: int) -> None:
     """Print how often each verdict was given, as a table, and write it where reports find it."""
     print(f"of {n} seeds\n\n| experiment | planted | right | yes | no | cannot tell |\n|---|---|---|---:|---:|---:|")
     lines = ["# How often verdicts are right where the truth is planted. Written by tests/test_claims.py.\n"]
-    for name, case in cases():
-        right, found = rate(name, case, n)
-        counts = [found[verdict] for verdict in (YES, NO, UNKNOWN)]
-        print(f"| {name} | {case} | {right} | {' | '.join(map(str, counts))} |", flush=True)
-        told = {"experiment": name, "case": case, "right": right}
-        numbers = {"yes": counts[0], "no": counts[1], "unknown": counts[2], "n": n}
-        lines.append("[[cases]]")
-        lines += [f"{key} = {json.dumps(value)}" for key, value in {**told, **numbers}.items()]
-        lines.append("")
+    with ProcessPoolExecutor() as pool:
+        for line in pool.map(told, [(*each, n) for each in cases()]):
+            print(f"| {' | '.join(str(x) for x in list(line.values())[:-1])} |", flush=True)
+            lines += ["[[cases]]", *(f"{key} = {json.dumps(value)}" for key, value in line.items()), ""]
     write_text(RATES, "\n".join(lines))
 
 

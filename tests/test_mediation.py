@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import make_vector
-from planted_mediation import CASES, FEW, NOTHING, make_moved
+from planted_mediation import CASES, FEW, NOTHING, NOWHERE, Truth, make_moved
 from torch.nn.functional import normalize
 
 from steerkit.errors import VectorError
@@ -179,10 +180,10 @@ def test_a_match_on_one_axis_is_seen_and_is_gone_without_it() -> None:
 
 
 def test_what_ablation_leaves_is_a_share_with_its_interval() -> None:
-    left = mediation.examine(make_moved(0), FEW)["ablation"]
+    left = mediation.examine(make_moved(0, Truth()), FEW)["ablation"]
     assert left["left"]["low"] <= 0.4 <= left["left"]["high"]
     assert left["other"]["low"] <= 0.9 <= left["other"]["high"]
-    silent = mediation.examine(make_moved(0, rise=(0.0, 0.0, 0.0), **NOTHING), FEW)["ablation"]
+    silent = mediation.examine(make_moved(0, replace(NOTHING, rise=NOWHERE)), FEW)["ablation"]
     assert set(silent.values()) == {None}
 
 

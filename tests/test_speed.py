@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from steerkit.cli import app
 from steerkit.models import Model
 from steerkit.personas import find_pair
-from steerkit.speed import Speed, measure_speed
+from steerkit.speed import Speed, measure_rates, measure_speed
 
 RATES = ("unsteered", "steered", "probed", "batch", "pairs")
 
@@ -43,3 +43,8 @@ def test_the_command_prints_what_was_measured(form: str, tiny_folder: Path) -> N
     else:
         assert "tiny-llama · cpu float32" in result.stdout
         assert "ceiling" in result.stdout
+
+
+def test_a_short_look_tells_how_fast_what_experiments_do_is(tiny: Model) -> None:
+    rates = measure_rates(tiny, n_rows=2, looks=1)
+    assert min(rates.read, rates.scored, rates.written) > 0

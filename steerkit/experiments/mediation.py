@@ -144,11 +144,8 @@ def players(model: Model, settings: Settings) -> list[tuple[Persona, SteeringVec
         VectorError: fewer than four can.
     """
     vectors, library, n = VectorSet(model.fingerprint), load_personas(), settings.n_examples + settings.n_battery
-    able = [
-        name
-        for name in settings.personas
-        if name in library and len(library[name].items) >= n and library[name].implied
-    ]
+    known = [name for name in settings.personas if name in library]
+    able = [name for name in known if len(library[name].items) >= n and library[name].implied]
     there = set(vectors)
     found = [(library[name], vectors[name]) for name in able if name in there]
     if len(found) < LEAST:
@@ -288,11 +285,12 @@ def remaining(left: Float[Tensor, "p a"], personas: Float[Tensor, "n p"]) -> dic
 def rows_of(moved: Moved, pairs: Sequence[dict[str, Any]], drawn: Sequence[Tensor]) -> list[dict[str, Any]]:
     """Every pair of ways with other personas beside it, then controls and nulls, as lines of a table."""
     personas, questions, _ = drawn
-    deltas = (moved.prompts, moved.examples, moved.directions[:, None])
-    shifts = (moved.asked, moved.shown, moved.steered)
+    deltas = dict(zip(WAYS, (moved.prompts, moved.examples, moved.directions[:, None]), strict=True))
+    shifts = dict(zip(WAYS, (moved.asked, moved.shown, moved.steered), strict=True))
     lines = []
-    for (a, b), pair in zip(PAIRS, pairs, strict=True):
-        name = f"{WAYS[a]} with {WAYS[b]}"
+    for pair in pairs:
+        a, b = pair["ways"]
+        name = f"{a} with {b}"
         lines.append(row(f"{name}: same persona", "claim", pair["cosine"]["same"]))
         lines.append(row(f"{name}: other personas", "null", pair["cosine"]["other"]))
         lines.append(row(f"behaviour, {name}: same persona", "claim", pair["behaviour"]["same"]))
@@ -302,9 +300,9 @@ def rows_of(moved: Moved, pairs: Sequence[dict[str, Any]], drawn: Sequence[Tenso
         foreign = matching.on_other_items(shifts[a], shifts[b], personas)
         lines.append(row(f"behaviour, {name}, on others' items: same less other", "control", foreign))
     for name, group, one in (("implied contexts", "control", moved.implied), ("shuffled", "null", moved.shuffled)):
-        for two, way in ((moved.prompts, WAYS[0]), (moved.directions[:, None], WAYS[2])):
+        for way in ("prompts", "vectors"):
             said = f"{name} with {way}: same persona" if group == "control" else f"{name} examples with {way}"
-            lines.append(row(said, group, matching.own_match(one, two, questions, personas)))
+            lines.append(row(said, group, matching.own_match(one, deltas[way], questions, personas)))
     for kind, said in zip(KINDS, ("random directions", "behaviour, random directions"), strict=True):
         chance = [pair[kind]["random"] for pair in pairs]
         middle = sum(each["value"] for each in chance) / len(chance)
