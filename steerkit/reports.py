@@ -107,10 +107,17 @@ def describe(model: Model, claims: Sequence[dict[str, Any]], seed: int, quick: b
 
 
 def rates(names: Sequence[str]) -> list[dict[str, Any]]:
-    """How often the verdicts of some experiments are right where the truth is planted."""
-    key = {YES: "yes", NO: "no", UNKNOWN: "unknown"}
+    """How often the verdicts of some experiments are right where the truth is planted.
+
+    Where nothing can be told, right is whatever does not call the claim true.
+    """
     return [
-        {"experiment": each["experiment"], "case": each["case"], "right": each[key[each["right"]]], "n": each["n"]}
+        {
+            "experiment": each["experiment"],
+            "case": each["case"],
+            "right": {YES: each["yes"], NO: each["no"], UNKNOWN: each["n"] - each["yes"]}[each["right"]],
+            "n": each["n"],
+        }
         for each in load_material("rates")["cases"]
         if each["experiment"] in names
     ]

@@ -44,7 +44,7 @@ from steerkit.experiments.minds import (
 )
 from steerkit.experiments.resampling import interval, row
 from steerkit.experiments.scoring import random_directions, working_dial
-from steerkit.experiments.thresholds import CONFIDENCE, MINDS
+from steerkit.experiments.thresholds import CONFIDENCE, DIFFER, MINDS
 from steerkit.limits import WORKING
 from steerkit.material import load_material
 from steerkit.models import Message, Model
@@ -60,9 +60,6 @@ COUNCIL = (
 """Characters, concerning AIs, role models, professions and things; the first of them are already a mixed company."""
 FEWEST = 4
 WORDINGS = 3
-DIFFER = 0.005
-"""Nats. Where independent minds would differ by no more than this beyond one mind, there is nothing to have a share of:
-as the members are nearly undecided, or change their minds with the words."""
 MEANS = ("asked for by prompts", "steered", "asked for and steered")
 
 

@@ -61,3 +61,7 @@ missing a council of many is worth that of a few."""
 MATCH = 0.1
 """By so much a cosine or a correlation of one persona with itself must exceed that with other personas: small beside 1,
 and several times what chance gives in the widths of today's models."""
+
+DIFFER = 0.005
+"""Nats. Where independent minds would differ by no more than this beyond one mind there is nothing to have a share of:
+the members are nearly undecided, or change their minds with the words."""

@@ -141,7 +141,8 @@ RULE = """Every threshold is a number in one file, <code>steerkit/experiments/th
 beside it. They were fixed before any model was measured against them; the one exception, how far two halves of the
 questions must agree, was added later, and can only turn a “no” into a “cannot tell”."""
 RATES = """Before a verdict is believed, the same code is given measurements in which the truth was planted: an effect
-that is there, one that is not, and confounds that look like one. This is how often it then said what is right."""
+that is there, one that is not, and confounds that look like one. This is how often it then said what is right; of a
+confound it is right not to call the claim true."""
 
 
 def how_made(report: Mapping[str, Any]) -> str:
