@@ -59,8 +59,8 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(
     before = len(list((folder / "cache").rglob("*.safetensors")))
     assert 0 < before < len(kept)
     passes = []
-    forward = tiny.forward
-    monkeypatch.setattr(tiny, "forward", lambda *given, **named: passes.append(1) or forward(*given, **named))
+    forward = Model.forward
+    monkeypatch.setattr(Model, "forward", lambda *given, **named: passes.append(1) or forward(*given, **named))
     assert framing.run(tiny, SMALL) == whole
     rest = len(passes)
     for path in (folder / "cache").rglob("*.safetensors"):
