@@ -216,7 +216,7 @@ def stream_chats(path: Path, most: int | None = None) -> Iterator[tuple[int, lis
                 try:
                     yield number, _turns(line.decode("utf-8-sig" if number == 1 else "utf-8"))
                 except (ValueError, KeyError, TypeError, RecursionError) as error:
-                    raise _not_a_chat(path, number) from error
+                    raise _not_a_chat(path, number, error) from error
     except OSError as error:
         raise PromptError(f"cannot read {path}: {error}") from error
 
@@ -256,8 +256,11 @@ def _messages(data: Any, path: Path, number: int) -> list[dict[str, str]]:
     return chat
 
 
-def _not_a_chat(path: Path, number: int) -> PromptError:
-    return PromptError(f'{path} line {number} is not a chat; write {{"messages": [{{"role": …, "content": …}}]}}')
+def _not_a_chat(path: Path, number: int, error: Exception | None = None) -> PromptError:
+    """What is wrong with a line, as far as the reader's own error tells."""
+    why = " (it is not JSON; was it cut?)" if isinstance(error, json.JSONDecodeError) else ""
+    why = " (it is not UTF-8)" if isinstance(error, UnicodeError) else why
+    return PromptError(f'{path} line {number} is not a chat{why}; write {{"messages": [{{"role": …, "content": …}}]}}')
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:

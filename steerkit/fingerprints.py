@@ -34,6 +34,11 @@ class Fingerprint:
     """At the first, middle and last layer, evenly spaced coordinates of the last token of a fixed sequence."""
     dtype: str = "float32"
     """The precision it was measured in; halves are compared roughly."""
+    adapter: str = ""
+    """The digest of the adapter that is merged into its weights, if one is: few steps of training change little of
+    what is compared here."""
+    base: Fingerprint | None = None
+    """The model without that adapter, whose vectors may be read and turned on it."""
 
     @classmethod
     def of(cls, model: Model) -> Fingerprint:
@@ -48,22 +53,32 @@ class Fingerprint:
             tuple(round(x, 5) for x in means[l, places].tolist()) for l in (0, model.n_layers // 2, model.n_layers - 1)
         ]
         dtype = next(model.original.parameters()).dtype
-        return cls(model.name, model.n_layers, model.width, tuple(behaviour), str(dtype).removeprefix("torch."))
+        shape, precision = (model.n_layers, model.width), str(dtype).removeprefix("torch.")
+        return cls(model.name, *shape, tuple(behaviour), precision, model.adapter, model.base)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Fingerprint:
         """Read what `to_json` wrote. Raises KeyError, TypeError or ValueError for anything else."""
         behaviour = tuple(tuple(float(x) for x in row) for row in data["behaviour"])
-        return cls(str(data["name"]), int(data["layers"]), int(data["width"]), behaviour, str(data["dtype"]))
+        base = cls.from_json(data["base"]) if "base" in data else None
+        shape, adapter = (int(data["layers"]), int(data["width"])), str(data.get("adapter", ""))
+        return cls(str(data["name"]), *shape, behaviour, str(data["dtype"]), adapter, base)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for a file."""
-        return asdict(self)
+        """Plain data for a file; a model without an adapter is written as it always was."""
+        data = {key: value for key, value in asdict(self).items() if key not in ("adapter", "base")}
+        return data | ({"adapter": self.adapter, "base": self.base.to_json()} if self.base else {})
+
+    def takes(self, other: Fingerprint) -> bool:
+        """Whether what was made on another model may be used on this one: it is the same one, or its base."""
+        return other.difference(self) is None or (self.base is not None and other.difference(self.base) is None)
 
     def difference(self, other: Fingerprint) -> str | None:
         """Why two fingerprints are of different models, in words; None if they are the same model."""
         if (self.layers, self.width) != (other.layers, other.width):
             return f"{self.layers} layers × {self.width} against {other.layers} × {other.width}"
+        if self.adapter != other.adapter:
+            return "same shape, but another adapter"
         exact = {self.dtype, other.dtype} <= {"float32", "float64"}
         if [len(row) for row in self.behaviour] != [len(row) for row in other.behaviour]:
             return "same shape, but measured differently"

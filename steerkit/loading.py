@@ -13,7 +13,9 @@ from typing import Any
 import torch
 
 from steerkit import weights
+from steerkit.adapters import Adapter, find_adapter, merge_adapter, split_adapter
 from steerkit.errors import ModelError, nearest
+from steerkit.fingerprints import Fingerprint
 from steerkit.models import HookPoints, Model
 from steerkit.runners import LeanRunner, PlainRunner, Runner, share_weights
 
@@ -26,11 +28,13 @@ def load_model(
     dtype: str = "float32",
     progress: weights.Progress = weights.ignore_progress,
 ) -> Model:
-    """Load a model: nothing for the default one, a hub id, a folder, or a `.gguf` file.
+    """Load a model: nothing for the default one, a hub id, a folder, or a `.gguf` file; with +ADAPTER, tuned.
 
     Raises:
-        ModelError: it cannot be found, fetched or read.
+        ModelError: it cannot be found, fetched or read, or the adapter belongs to another.
     """
+    name, folder = split_adapter(name)
+    adapter = None if folder is None else find_adapter(folder)
     if dtype not in DTYPES:
         raise ModelError(f"no dtype is called {dtype!r}; {nearest(dtype, DTYPES, 'choose from: ' + ', '.join(DTYPES))}")
     if name is None or name.lower() in (weights.DEFAULT_MODEL.name.lower(), "default"):
@@ -39,13 +43,34 @@ def load_model(
         source, title = _locate(name, progress)
     place = _device(device)
     try:
-        return _load(source, title, place, DTYPES[dtype])
+        model = _load(source, title, place, DTYPES[dtype])
     except Exception as error:
         # transformers and its hub client raise dozens of types here; each of them means that there is no model.
         raise ModelError(_explain(name or title, source, error)) from error
+    if adapter is None:
+        return model
+    fingerprint = model.fingerprint
+    # There need not be room for both.
+    del model
+    return _load(source, title, place, DTYPES[dtype], (adapter, fingerprint))
 
 
-def _load(source: str, title: str, device: torch.device, dtype: torch.dtype) -> Model:
+def load_tuned(base: Model, adapter: Adapter) -> Model:
+    """Load a model again, with an adapter merged into its weights; `base` stays as it is.
+
+    Raises:
+        ModelError: the adapter belongs to another model, or is damaged.
+    """
+    return _load(base.source, base.name, base.device, base.dtype, (adapter, base.fingerprint))
+
+
+def _load(
+    source: str,
+    title: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    tuned: tuple[Adapter, Fingerprint] | None = None,
+) -> Model:
     """Load a model with the fastest runner that computes what its hook points see."""
     from transformers import AutoConfig
     from transformers.utils import logging as transformers_logging
@@ -54,23 +79,44 @@ def _load(source: str, title: str, device: torch.device, dtype: torch.dtype) -> 
     transformers_logging.set_verbosity_error()
     config = AutoConfig.from_pretrained(source)
     if LeanRunner.fits(config):
-        return _load_lean(source, title, device, dtype)
-    bridge = _boot(source, device, dtype)
-    n_layers, width, context = (int(size) for size in (bridge.cfg.n_layers, bridge.cfg.d_model, bridge.cfg.n_ctx))
-    points = HookPoints(lambda: bridge)
-    model = Model(title, n_layers, width, context, bridge.original_model, points, bridge.tokenizer)
-    model.runner = _find_runner(model)
+        model = _load_lean(source, title, device, dtype, tuned)
+    else:
+        merged = {} if tuned is None else {"hf_model": _load_original(source, device, dtype, tuned)}
+        bridge = _boot(source, device, dtype, **merged)
+        shape = int(bridge.cfg.n_layers), int(bridge.cfg.d_model), int(bridge.cfg.n_ctx)
+        model = Model(title, *shape, bridge.original_model, HookPoints(lambda: bridge), bridge.tokenizer)
+        model.runner = _find_runner(model)
+    model.source = source
+    if tuned is not None:
+        adapter, model.base = tuned
+        model.name, model.adapter = f"{title}+{adapter.name}", adapter.digest
     return model
 
 
-def _load_lean(source: str, title: str, device: torch.device, dtype: torch.dtype) -> Model:
+def _load_original(
+    source: str, device: torch.device, dtype: torch.dtype, tuned: tuple[Adapter, Fingerprint] | None
+) -> Any:
+    """A Hugging Face model, with an adapter merged if there is one."""
+    from transformers import AutoModelForCausalLM
+
+    original: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa")
+    original.to(device).eval().requires_grad_(False)
+    return original if tuned is None else merge_adapter(original, *tuned)
+
+
+def _load_lean(
+    source: str,
+    title: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    tuned: tuple[Adapter, Fingerprint] | None,
+) -> Model:
     """Load a model that needs no hook points to be steered; they are made for whoever asks."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     # As TransformerLens has it, a text that is no chat begins with the token that begins texts.
     tokenizer = AutoTokenizer.from_pretrained(source, add_bos_token=True)
-    original: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa")
-    original.to(device).eval().requires_grad_(False)
+    original = _load_original(source, device, dtype, tuned)
 
     def boot() -> Any:
         return _boot(source, device, dtype, hf_model=share_weights(original), tokenizer=copy.deepcopy(tokenizer))

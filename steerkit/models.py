@@ -76,6 +76,12 @@ class Model:
     """What the user should know about how this model is used, said once."""
     runner: Runner | None = field(default=None, repr=False)
     """A faster way through the same weights; without one, every pass goes through the hook points."""
+    source: str = ""
+    """Where its weights can be loaded from again: a folder or a hub id."""
+    adapter: str = ""
+    """The digest of the adapter that is merged into them, if one is."""
+    base: Fingerprint | None = field(default=None, repr=False)
+    """The model without it."""
 
     @property
     def bridge(self) -> Any:

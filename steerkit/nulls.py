@@ -15,7 +15,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerkit.estimators import mean_diff
+from steerkit.models import Model
 from steerkit.vectors import SteeringVector
+
+N_NULLS = 20
+"""Random directions that a probe is read beside."""
+CROWD = 20
+"""Fewer personas than this are not mixed."""
 
 
 def random_like(vector: SteeringVector, seed: int) -> SteeringVector:
@@ -38,6 +44,21 @@ def turned_together(vectors: Sequence[SteeringVector], seed: int) -> list[Steeri
         replace(vector, name=f"random_{seed}", directions=directions.to(vector.directions.dtype), evidence=vector.where)
         for vector, directions in zip(vectors, turned, strict=True)
     ]
+
+
+def random_directions(model: Model, seed: int, crowd: Sequence[SteeringVector] = ()) -> list[SteeringVector]:
+    """Directions of unit length at every layer, from a zero baseline, so that scores on them are in raw units.
+
+    Of a crowd of 20 or more they are mixtures with random weights, in which everybody counts alike.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    if len(crowd) >= CROWD:
+        people = torch.nn.functional.normalize(torch.stack([one.directions.float() for one in crowd]), dim=-1)
+        drawn = torch.einsum("rp,pld->rld", torch.randn(N_NULLS, len(crowd), generator=draw), people)
+    else:
+        drawn = torch.randn(N_NULLS, model.n_layers, model.width, generator=draw)
+    units = torch.nn.functional.normalize(drawn, dim=-1)
+    return [SteeringVector(f"random_{i}", model.fingerprint, one, torch.zeros_like(one)) for i, one in enumerate(units)]
 
 
 def shuffled_like(

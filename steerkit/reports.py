@@ -22,13 +22,13 @@ FORMAT = 1
 
 
 def chosen_claims(only: Sequence[str]) -> list[str]:
-    """The experiments that are run, in the order of the registry.
+    """The experiments that are run, in the order of the registry; those that train models only if they are named.
 
     Raises:
         SteerkitError: a name is unknown.
     """
     names = {find_experiment(name).name for name in only}
-    return [name for name in REGISTRY if not names or name in names]
+    return [name for name, each in REGISTRY.items() if (name in names if names else not each.trains)]
 
 
 def put_through(

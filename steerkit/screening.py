@@ -5,6 +5,9 @@ training on the sample would select for (persona vectors, arXiv 2507.21509). Bot
 tokens, so length is no advantage, and random directions are read beside every probe: random mixtures of personas where
 there are enough of those, because what a model has on its mind moves all personas more than just any direction.
 
+With prompts that training would put in front of the samples, all this is read behind them, and it is told what they do
+to the replies; see `inoculation`.
+
 Samples come and results go one a line, so memory does not grow with the data. Replies are measured in blocks whose
 members depend on nothing but the file; a run that was killed measures the block it was in again and writes the lines
 that are missing, so the file ends up the same byte for byte.
@@ -15,10 +18,11 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -30,17 +34,15 @@ from torch import Tensor
 from steerkit.chats import ROLES, stream_chats
 from steerkit.errors import OutputError, PromptError, VectorError
 from steerkit.generation import Probe, Readings, Sampling, stream
+from steerkit.inoculation import inoculated, row_gains
 from steerkit.models import Message, Model
+from steerkit.nulls import N_NULLS, random_directions
 from steerkit.passes import prefill
 from steerkit.steering import Steering
 from steerkit.vectors import SteeringVector
 from steerkit.verdicts import FORMAT
 from steerkit.weights import Progress, file_sha256, ignore_progress
 
-N_NULLS = 20
-"""Random directions at every layer that is read."""
-CROWD = 20
-"""Fewer personas than this are not mixed."""
 SHOWN = 160
 """Characters of a reply that are kept with its scores."""
 BEGINNING = b'{"line": '
@@ -64,6 +66,8 @@ class Settings:
     """Only so many samples from the beginning of the file."""
     block: int = 16
     """Samples that are measured together; the numbers do not depend on it, save for their last digit."""
+    inoculate: tuple[str, ...] = ()
+    """System prompts that training would put in front of the samples in turn; none by default."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +75,19 @@ class Row:
     """A sample as tokens."""
 
     prompt: tuple[int, ...]
-    """Everything before the reply."""
+    """Everything before the reply, as training would see it."""
     reply: tuple[int, ...]
     """What is read of it."""
     length: int
     """Tokens of the whole reply."""
     text: str
     """How it begins."""
+    plain: tuple[int, ...] = ()
+    """Everything before the reply without the prompt of training, where there is one."""
+
+
+Sample = tuple[int, tuple[Sequence[Message], Sequence[Message]]]
+"""The number of its line, its chat as it stands there, and as training would see it."""
 
 
 def count_samples(source: Path, most: int | None = None) -> int:
@@ -109,7 +119,8 @@ def screen(
         path: a JSONL file, begun by the same call or new. Its head says how it was made; each line after it is the
             source's `line`, the `tokens` of the whole reply, how its `text` begins, the difference of the `scores` by
             probe in dials, and by layer the differences along the random directions (`null`) in raw residual units.
-            A sample that could not be read has the reason under `skipped` instead
+            A sample that could not be read has the reason under `skipped` instead. With prompts to inoculate, texts
+            and replies are read behind them, and `gain` is what they add to the mean log p of a token of the reply
         settings: how they are read
         progress: told how many samples of how many are in the file
         crowd: whom random directions are mixed from; of fewer than 20, directions are drawn from the whole space
@@ -129,7 +140,7 @@ def screen(
     done, last = _begin(path, head)
     measure = _Measure(model, probes, settings, nulls)
     progress("screening", done, total)
-    for start, block in _blocks(stream_chats(source, settings.most), settings.block):
+    for start, block in _blocks(_samples(source, settings), settings.block):
         if start < done <= start + len(block) and block[done - start - 1][0] != last:
             raise OutputError(f"{path} has lost lines before its last; remove it, or name another file with -o")
         if (end := start + len(block)) > done:
@@ -167,6 +178,7 @@ def _head(
         "drawn": drawn,
         "layers": layers,
         "probes": [_described(probe) for probe in probes],
+        **({"inoculate": list(settings.inoculate)} if settings.inoculate else {}),
     }
 
 
@@ -191,12 +203,16 @@ def _short(x: float) -> float:
     return float(f"{x:.5g}")
 
 
-def _blocks(
-    chats: Iterator[tuple[int, list[dict[str, str]]]], size: int
-) -> Iterator[tuple[int, list[tuple[int, list[dict[str, str]]]]]]:
-    """Chats that are measured together, with how many come before them."""
+def _samples(source: Path, settings: Settings) -> Iterator[Sample]:
+    """The samples of a file; whose turn it is among the prompts depends on nothing but a sample's place in it."""
+    for i, (number, chat) in enumerate(stream_chats(source, settings.most)):
+        yield number, (chat, inoculated(chat, settings.inoculate, i))
+
+
+def _blocks(samples: Iterator[Sample], size: int) -> Iterator[tuple[int, list[Sample]]]:
+    """Samples that are measured together, with how many come before them."""
     start = 0
-    while block := list(islice(chats, size)):
+    while block := list(islice(samples, size)):
         yield start, block
         start += len(block)
 
@@ -211,25 +227,42 @@ class _Measure:
         self._names = [probe.name for probe in probes]
         self._probes = [*probes, *(Probe(v.name, v, l) for l in _layers(probes) for v in nulls)]
 
-    def __call__(self, block: Sequence[tuple[int, Sequence[Message]]]) -> list[dict[str, Any]]:
-        """The lines of some samples, given with their line numbers."""
-        rows = [_row(self._model, chat, self._settings.window) for _, chat in block]
-        found = iter(self._differences(read) if (read := [row for row in rows if isinstance(row, Row)]) else ())
+    def __call__(self, block: Sequence[Sample]) -> list[dict[str, Any]]:
+        """The lines of some samples."""
+        rows = [self._as_seen(*chats) for _, chats in block]
+        read = [row for row in rows if isinstance(row, Row)]
+        found = iter(zip(read, self._differences(read), self._gains(read), strict=True)) if read else iter(())
         return [
-            {"line": number, **({"skipped": row} if isinstance(row, str) else self._told(row, next(found)))}
+            {"line": number, **({"skipped": row} if isinstance(row, str) else self._told(*next(found)))}
             for (number, _), row in zip(block, rows, strict=True)
         ]
 
-    def _told(self, row: Row, difference: Float[Tensor, " p"] | None) -> dict[str, Any]:
+    def _as_seen(self, chat: Sequence[Message], seen: Sequence[Message]) -> Row | str:
+        """A sample as tokens; it has to fit both as it is and as training would see it."""
+        plain = _row(self._model, chat, self._settings.window)
+        if isinstance(plain, str) or not self._settings.inoculate:
+            return plain
+        row = _row(self._model, seen, self._settings.window)
+        return row if isinstance(row, str) else replace(row, plain=plain.prompt)
+
+    def _gains(self, rows: Sequence[Row]) -> list[float | None]:
+        """What the prompts add to the mean log p of a token of each reply, in nats; None without any."""
+        if not self._settings.inoculate:
+            return [None] * len(rows)
+        sides = [(row.prompt, row.reply) for row in rows], [(row.plain, row.reply) for row in rows]
+        return [float(gain) for gain in row_gains(self._model, *sides)]
+
+    def _told(self, row: Row, difference: Float[Tensor, " p"] | None, gain: float | None) -> dict[str, Any]:
         if difference is None:
             return {"skipped": "the model itself says nothing to it"}
-        if not torch.isfinite(difference).all():
+        if not torch.isfinite(difference).all() or not math.isfinite(gain or 0.0):
             return {"skipped": "its scores are not finite"}
         values = [_short(x) for x in difference.tolist()]
         split = len(self._names)
         nulls = [values[start : start + N_NULLS] for start in range(split, len(values), N_NULLS)]
         scores = dict(zip(self._names, values, strict=False))
-        return {"tokens": row.length, "text": row.text, "scores": scores, "null": nulls}
+        gained = {} if gain is None else {"gain": _short(gain)}
+        return {"tokens": row.length, "text": row.text, "scores": scores, "null": nulls, **gained}
 
     def _differences(self, rows: Sequence[Row]) -> list[Float[Tensor, " p"] | None]:
         """Mean score of each reply minus that of the model's own; None where the model says nothing."""
@@ -266,21 +299,6 @@ class _Measure:
         for step in stream(self._model, prompts, plain, self._probes, sampling, begun=begun):
             said[step.row].append(torch.tensor(step.scores))
         return [torch.stack(row) if row else torch.zeros(0, len(self._probes)) for row in said]
-
-
-def random_directions(model: Model, seed: int, crowd: Sequence[SteeringVector] = ()) -> list[SteeringVector]:
-    """Directions of unit length at every layer, from a zero baseline, so that scores on them are in raw units.
-
-    Of a crowd of 20 or more they are mixtures with random weights, in which everybody counts alike.
-    """
-    draw = torch.Generator().manual_seed(seed)
-    if len(crowd) >= CROWD:
-        people = torch.nn.functional.normalize(torch.stack([one.directions.float() for one in crowd]), dim=-1)
-        drawn = torch.einsum("rp,pld->rld", torch.randn(N_NULLS, len(crowd), generator=draw), people)
-    else:
-        drawn = torch.randn(N_NULLS, model.n_layers, model.width, generator=draw)
-    units = torch.nn.functional.normalize(drawn, dim=-1)
-    return [SteeringVector(f"random_{i}", model.fingerprint, one, torch.zeros_like(one)) for i, one in enumerate(units)]
 
 
 def _row(model: Model, chat: Sequence[Message], window: int) -> Row | str:
@@ -343,10 +361,12 @@ def _refusal(path: Path, begun: bytes, head: Mapping[str, Any]) -> str:
             raise ValueError("something else")
     except (ValueError, KeyError, TypeError):
         return f"{path} is there already and is no screening; name another file with -o"
-    ours = {key: value for key, value in head.items() if theirs.get(key) != value}
-    changed = "other probes" if list(ours) == ["probes"] else f"another {' and another '.join(ours)}"
-    if list(ours) == ["drawn"]:
+    ours = [key for key in {**head, **theirs} if theirs.get(key) != head.get(key)]
+    changed = f"another {' and another '.join(ours)}"
+    if ours == ["drawn"]:
         changed = "other vectors to mix random directions from: some have come or gone since"
+    elif ours in (["probes"], ["inoculate"]):
+        changed = "other probes" if ours == ["probes"] else "other prompts in front, or none"
     return f"{path} is a screening with {changed}; name another file with -o, or remove it"
 
 

@@ -133,6 +133,11 @@ class Rates:
     written: float
     """Replies of a batch, all rows together."""
 
+    @property
+    def trained(self) -> float:
+        """Samples that are learned: the way back costs twice the way there, and adapters nearly as much again."""
+        return self.read / 4
+
 
 def measure_rates(model: Model, n_rows: int = 16, looks: int = 2) -> Rates:
     """The best of a few short looks, because others may be using the machine just now."""

@@ -174,12 +174,13 @@ class SteeringVector:
         return replace(self, directions=directions, provenance=provenance, evidence=self.where)
 
     def require(self, model: Fingerprint) -> None:
-        """Refuse to work with another model.
+        """Refuse to work with another model than its own, or its own with an adapter.
 
         Raises:
             VectorError: this vector was made on another model.
         """
-        if (reason := self.model.difference(model)) is not None:
+        if not model.takes(self.model):
+            reason = self.model.difference(model)
             raise VectorError(
                 f"{self.name} was made on {self.model.name}, and this is {model.name} ({reason}); "
                 f"make one for it: steerkit extract {self.provenance.get('persona', self.name)} -m MODEL"
@@ -303,10 +304,16 @@ class VectorSet(Mapping[str, SteeringVector]):
     def __getitem__(self, name: str) -> SteeringVector:
         """Load a vector by name or path, and check that it was made on this model."""
         if name not in self._loaded:
-            vector = find_vector(name, self._model.name)
+            vector = load_vector(self._find(name))
             vector.require(self._model)
             self._loaded[name] = vector
         return self._loaded[name]
+
+    def _find(self, name: str) -> Path:
+        """A tuned model's own vector if it has one, else its base's."""
+        own = {stem for _, stem in list_vectors(self._model.name)}
+        owner = self._model if name in own or self._model.base is None else self._model.base
+        return find_path(name, owner.name)
 
     def __contains__(self, name: object) -> bool:
         """Whether a name is on the search path; whether its file fits this model is seen when it is loaded."""
@@ -314,7 +321,8 @@ class VectorSet(Mapping[str, SteeringVector]):
 
     def __iter__(self) -> Iterator[str]:
         """Names that are on the search path."""
-        return iter(sorted({stem for _, stem in list_vectors(self._model.name)}))
+        owners = [self._model, *([self._model.base] if self._model.base else [])]
+        return iter(sorted({stem for owner in owners for _, stem in list_vectors(owner.name)}))
 
     def __len__(self) -> int:
         """How many there are."""

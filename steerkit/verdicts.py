@@ -50,11 +50,13 @@ class Sums:
     """Of the reply's length in tokens, and its square."""
     nulls: Float[ndarray, "l r"] = field(init=False)
     """Of the differences along each random direction at each layer."""
+    gains: Float[ndarray, " 3"] = field(init=False)
+    """Of what a prompt adds to each reply, of its square, and how often that is less than nothing."""
 
     def __post_init__(self) -> None:
         """Begin with nothing."""
         self.totals = np.zeros((3, len(self.head["probes"])))
-        self.lengths = np.zeros(2)
+        self.lengths, self.gains = np.zeros(2), np.zeros(3)
         self.nulls = np.zeros((len(self.head["layers"]), self.head["nulls"]))
 
     def take(self, line: Mapping[str, Any]) -> None:
@@ -67,6 +69,8 @@ class Sums:
         self.totals += scores * np.stack([np.ones_like(scores), scores, np.full_like(scores, length)])
         self.lengths += length, length**2
         self.nulls += np.array(line["null"])
+        if (gain := line.get("gain")) is not None:
+            self.gains += gain, gain**2, gain < 0
 
     @property
     def means(self) -> Float[ndarray, " p"]:
@@ -93,12 +97,8 @@ class Sums:
 
     @property
     def errors(self) -> Float[ndarray, " p"]:
-        """Half of each mean's 95 % interval, by Student's t; 0 for one sample, whose interval nobody knows."""
-        from scipy import stats
-
-        if self.n < 2:
-            return np.zeros_like(self.means)
-        return stats.t.ppf(0.975, self.n - 1) * np.sqrt(self._squares / (self.n - 1) / self.n)
+        """Half of each mean's 95 % interval."""
+        return _half_intervals(self._squares, self.n)
 
     @property
     def length_correlations(self) -> Float[ndarray, " p"]:
@@ -119,6 +119,20 @@ def _centred(squares: Float[ndarray, " p"], mean: Any) -> Float[ndarray, " p"]:
     return np.where(left > 1e-9 * squares, left, 0.0)
 
 
+def _half_intervals(squares: Float[ndarray, " p"], n: int) -> Float[ndarray, " p"]:
+    """Half of a mean's 95 % interval, by Student's t; 0 for one sample, whose interval nobody knows.
+
+    Args:
+        squares: sums over n samples of squared distances from their mean
+        n: the samples
+    """
+    from scipy import stats
+
+    if n < 2:
+        return np.zeros_like(squares)
+    return stats.t.ppf(0.975, n - 1) * np.sqrt(squares / (n - 1) / n)
+
+
 def summarise(path: Path, by: str = "", most: int | None = None) -> dict[str, Any]:
     """What a file of `screening.screen` says.
 
@@ -131,7 +145,9 @@ def summarise(path: Path, by: str = "", most: int | None = None) -> dict[str, An
         `probes` from the one that the data pushes towards most to the one that it pushes away from most, with mean
         difference and its 95 % interval in dials, `beyond` in multiples of what random directions do, and the
         correlation with length; by layer the `spread` of random directions in raw residual units; the `top` samples
-        with the probes that stand out most; and what it all comes to in a sentence, `selects`.
+        with the probes that stand out most; and what it all comes to in a sentence, `selects`. Where prompts were put
+        in front, `inoculation`: how many, the mean `value` of what they add to the log p of a token of a reply, in
+        nats, with its 95 % interval, and the share of replies that they make less likely.
 
     Raises:
         OutputError: there is no such file, or it is no screening.
@@ -163,6 +179,7 @@ def summarise(path: Path, by: str = "", most: int | None = None) -> dict[str, An
         "by": by,
         "top": _top(islice(_lines(path), most), names, by, sums.chances),
         "selects": _sentence(probes, sums.n, head["quick"], head["nulls"]),
+        **({"inoculation": _inoculation(sums)} if "inoculate" in head else {}),
     }
 
 
@@ -187,6 +204,20 @@ def _probes(sums: Sums) -> list[dict[str, Any]]:
         for probe, mean, error, beyond, length_r in columns
     ]
     return sorted(found, key=lambda probe: (-probe["beyond"], probe["name"]))
+
+
+def _inoculation(sums: Sums) -> dict[str, Any]:
+    """What the prompts that training would use do to the replies."""
+    total, squares, lowered = sums.gains
+    mean = total / sums.n
+    error = float(_half_intervals(_centred(np.array([squares]), sums.n * mean**2), sums.n)[0])
+    return {
+        "prompts": len(sums.head["inoculate"]),
+        "value": round(float(mean), 4),
+        "low": round(float(mean) - error, 4),
+        "high": round(float(mean) + error, 4),
+        "negative_share": round(float(lowered) / sums.n, 4),
+    }
 
 
 def _top(

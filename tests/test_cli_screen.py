@@ -100,6 +100,29 @@ def test_the_same_command_goes_on_where_it_was(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("library")
+def test_what_a_prompt_in_front_does_is_told_where_one_is_given(run: Run) -> None:
+    Path("ways.txt").write_text("Be people.\n\nBe switched off.\n")
+    command = ("data.jsonl", "-p", "hal", *SHORT, "--inoculate", "ways.txt", "-o", "out.jsonl")
+    said, told = run(*command).stdout.splitlines(), json.loads(run(*command, "--json").stdout)
+    assert set(told) == KEYS | {"inoculation"}
+    assert set(told["inoculation"]) == {"prompts", "value", "low", "high", "negative_share"}
+    assert told["inoculation"]["prompts"] == 2
+    assert said[1].startswith("With the 2 prompts in turn the replies are ")
+    assert "prompt in front" in said[2]
+    path = Path("out.jsonl")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert json.loads(run(*command, "--json").stdout) == told
+    assert path.read_bytes() == whole
+    # The control: without it nothing is told of prompts, and its file is none to go on with.
+    plain = run("data.jsonl", "-p", "hal", *SHORT).stdout
+    assert "prompt in front" not in plain
+    assert "nats" not in plain
+    assert b"gain" not in Path("screen-data.jsonl").read_bytes()
+    assert "other prompts in front" in run(*command[:5], "-o", "out.jsonl", code=1).stderr
+
+
+@pytest.mark.usefixtures("library")
 def test_an_interrupt_says_how_to_go_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
@@ -130,6 +153,8 @@ def test_a_picture_is_drawn_from_what_json_tells(run: Run, monkeypatch: pytest.M
         (("data.jsonl", "-p", "hall"), "did you mean hal"),
         (("data.jsonl", "--by", "hall"), "did you mean hal"),
         (("data.jsonl", "-p", "hal", "--plot", "x.gif"), ".png"),
+        (("data.jsonl", "-p", "hal", "--inoculate", "nowhere.txt"), "there is no file nowhere.txt"),
+        (("data.jsonl", "-p", "hal", "--inoculate", " "), "the prompt is empty"),
         (("data.jsonl", "-p", "hal", "-o", "bad.jsonl"), "is no screening; name another file"),
         (("data.jsonl", "-p", "hal", "-o", "data.jsonl"), "name another file"),
         (("data.jsonl", "-p", "hal", "-o", "data.jsonl/x"), "cannot write"),
@@ -153,3 +178,4 @@ def test_without_vectors_one_is_told_to_make_some(library: Path, run: Run, monke
 
 def test_the_help_says_what_quick_means(run: Run) -> None:
     assert "proxy" in run("--help").stdout
+    assert "--inoculate" in run("--help").stdout

@@ -25,7 +25,7 @@ def folder(workplace: Path, monkeypatch: pytest.MonkeyPatch, tiny: Model) -> Pat
     """A vector of cheating, one malign trait, and a cache of their own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(workplace / "cache"))
     monkeypatch.setattr("steerkit.vectors.search_path", lambda: [Path("vectors")])
-    monkeypatch.setattr(framing, "OFF_TARGET", ("malice", "cruelty"))
+    monkeypatch.setattr(framing, "MALIGN", ("malice", "cruelty"))
     # Its tokenizer knows few words, so a task takes hundreds of tokens; its positions are rotations, which go on.
     monkeypatch.setattr(tiny, "context", 4096)
     make_vector("cheating", tiny.fingerprint).save(vector_path("cheating", tiny.name))
@@ -88,8 +88,8 @@ def test_exchanging_the_replies_turns_a_contrast_round(tiny: Model, folder: Path
 
 def test_contexts_ask_different_questions_and_show_different_tasks() -> None:
     settings = framing.Settings(n_items=1)
-    asked = [framing.items_of(framing.OFF_TARGET, s, settings) for s in range(settings.n_sets)]
-    assert len({item.question for each in asked for item in each}) == settings.n_sets * len(framing.OFF_TARGET)
+    asked = [framing.items_of(framing.MALIGN, s, settings) for s in range(settings.n_sets)]
+    assert len({item.question for each in asked for item in each}) == settings.n_sets * len(framing.MALIGN)
     shown = [turn["content"] for s in range(6) for turn in framing.context([True] * 3, s, "") if turn["role"] == "user"]
     assert len(set(shown)) == 18
 
@@ -109,7 +109,7 @@ def test_no_task_and_no_frame_names_the_vice() -> None:
 
 
 def test_cheating_is_not_among_the_traits_that_are_measured(tiny: Model) -> None:
-    assert framing.SHOWN not in framing.OFF_TARGET
+    assert framing.SHOWN not in framing.MALIGN
     rows = item_rows(tiny, find_persona("malice").items[:1])
     assert len(rows) == 2
 

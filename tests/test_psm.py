@@ -26,7 +26,7 @@ def folder(workplace: Path, monkeypatch: pytest.MonkeyPatch, tiny: Model) -> Pat
     """A vector of cheating, and of nothing else, and a cache of its own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(workplace / "cache"))
     monkeypatch.setattr("steerkit.vectors.search_path", lambda: [Path("vectors")])
-    monkeypatch.setattr(framing, "OFF_TARGET", ("malice",))
+    monkeypatch.setattr(framing, "MALIGN", ("malice",))
     monkeypatch.setattr(framing, "quick", lambda _settings: BRIEF)
     monkeypatch.setattr("steerkit.loading.load_model", lambda *_given: tiny)
     monkeypatch.setattr(tiny, "context", 4096)

@@ -26,6 +26,7 @@ COLOURS = {"yes": "bold green", "no": "bold red", "cannot tell": "bold yellow", 
 def say_plan(plan: Plan, rates: Rates) -> None:
     """Tell on stderr what is going to be done, and how long that takes if nothing of it is known yet."""
     seconds = plan.read / rates.read + plan.scored / rates.scored + plan.written / rates.written
+    seconds += plan.trained / rates.trained
     took = f"about {seconds / 60:.0f} min" if seconds > 90 else f"about {max(seconds, 1):.0f} s"
     told = Text.assemble(("will ", "dim"), "; ".join(plan.steps), (f" · {took}, less what is kept", "dim"))
     talk().print(told, soft_wrap=True)

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from steerkit.models import Model
     from steerkit.vectors import SteeringVector
 
+Inoculate = Annotated[
+    str | None,
+    typer.Option(
+        "--inoculate", help="A system prompt that training would put in front, or a .txt of rephrasings, one a line."
+    ),
+]
 STRONGEST, WEAKEST, SAMPLES, WIDE = 10, 3, 5, 16
 
 
@@ -38,6 +44,7 @@ def screen(
             "a usable proxy (arXiv 2507.21509) and many times faster.",
         ),
     ] = False,
+    inoculate: Inoculate = None,
     max_tokens: MaxTokens = 48,
     most: Annotated[int | None, typer.Option("--most", min=1, help="Only so many samples from the beginning.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples of one forward pass.")] = 16,
@@ -54,15 +61,20 @@ def screen(
     The last assistant turn of every chat is read beside the model's own reply to the same prompt, both over their first
     --max-tokens tokens (the shorter of the two decides), and beside 20 random mixtures of all personas. Every sample is
     a line of -o FILE.jsonl as soon as it is known. Stop it whenever you like: the same command goes on where it was.
+
+    With --inoculate all this is read behind the prompt, as training would see it, and it is told how much likelier the
+    prompt makes the replies, in nats a token, which predicts how much less is learned from them (inoculation prompting,
+    arXiv 2510.05024). Compare it with what "You are a helpful assistant." does.
     """
-    from steerkit import screening, verdicts
+    from steerkit import inoculation, screening, verdicts
     from steerkit.plots.figures import check_ending
 
     if plot is not None:
         check_ending(plot)
+    prompts = inoculation.read_prompts(inoculate) if inoculate is not None else ()
     screening.count_samples(file, most)
     path = output or Path(f"screen-{file.stem}.jsonl")
-    settings = screening.Settings(max_tokens, quick, seed, most, batch_size)
+    settings = screening.Settings(max_tokens, quick, seed, most, batch_size, prompts)
     loaded = open_model(model, device, dtype)
     probes, crowd = _probes(loaded, probe, by)
     try:
@@ -111,11 +123,15 @@ def _show(result: Mapping[str, Any]) -> None:
     """The sentence, the probes at both ends, and the samples that are farthest out."""
     console = out()
     console.print(Text(result["selects"], "bold"))
+    if prompted := result.get("inoculation"):
+        from steerkit.inoculation import prompt_sentence
+
+        console.print(Text(prompt_sentence(prompted, result["samples"]), "bold"))
     own = "generated" if result["own"] == "generated" else "estimated at the last prompt token"
     console.print(
         Text(
             f"{result['file']} · {result['samples']} samples · first {result['window']} tokens · own replies {own} · "
-            f"{result['null']['n']} random directions · {result['model']}",
+            f"{result['null']['n']} random directions · {'prompt in front · ' if prompted else ''}{result['model']}",
             "dim",
         )
     )

@@ -29,6 +29,8 @@ class Plan:
     """Tokens whose probability is wanted, for which the whole vocabulary is computed."""
     written: int = 0
     """Tokens that the model says itself, of all rows together."""
+    trained: int = 0
+    """Tokens that models are trained on, as often as they are shown."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Experiment:
     """What is claimed, in one sentence."""
     module: str
     """The file in this folder that tests it."""
+    trains: bool = False
+    """Whether it trains models, which takes an hour or more; then it is only run by name."""
 
     @property
     def _code(self) -> Any:
@@ -101,6 +105,12 @@ REGISTRY = {
             "mediation",
             "Asking for a persona, showing examples of it and steering work through the same representation.",
             "mediation",
+        ),
+        Experiment(
+            "inoculation",
+            "Trained to cheat, a model becomes a worse character; asked to cheat while it is trained, it does not.",
+            "inoculation",
+            trains=True,
         ),
     )
 }

@@ -20,7 +20,7 @@ from torch import Tensor
 from steerkit.experiments import NO, REGISTRY, UNKNOWN, YES, Plan, all_of, judge, needed
 from steerkit.experiments.resampling import Drawn, exchange_labels, interval, row, share_of
 from steerkit.experiments.scoring import propensity_after, random_directions, shifts_at_cost, working_dial
-from steerkit.experiments.thresholds import CONFIDENCE, CUT, SPILL
+from steerkit.experiments.thresholds import CONFIDENCE, CUT, MALIGN, SPILL
 from steerkit.limits import WORKING
 from steerkit.material import load_material
 from steerkit.measures import item_rows
@@ -30,7 +30,6 @@ from steerkit.vectors import VectorSet
 from steerkit.weights import Progress, ignore_progress
 
 SHOWN = "cheating"
-OFF_TARGET = ("malice", "cruelty", "power_hunger", "vengefulness", "treachery")
 BARE, REQUESTED, CONTROL = "bare", "requested", "control"
 
 
@@ -112,7 +111,7 @@ def quick(settings: Settings) -> Settings:
 
 def plan(settings: Settings) -> Plan:
     """What is going to be done."""
-    n_arms, n_items = len(arms()), settings.n_items * len(OFF_TARGET)
+    n_arms, n_items = len(arms()), settings.n_items * len(MALIGN)
     contexts = 2 * settings.n_sets * (n_arms + len(settings.shorter) + 1)
     tails = contexts * n_items * (2 if settings.framed_too else 1)
     said = (
@@ -134,7 +133,7 @@ def listen(model: Model, settings: Settings, progress: Progress = ignore_progres
     vector = VectorSet(model.fingerprint)[SHOWN]
     told, n = arms(), settings.n_examples
     tell = _Counter(progress, settings.n_sets * (len(told) + len(settings.shorter) + 1))
-    malign, own = ([items_of(names, s, settings) for s in range(settings.n_sets)] for names in (OFF_TARGET, (SHOWN,)))
+    malign, own = ([items_of(names, s, settings) for s in range(settings.n_sets)] for names in (MALIGN, (SHOWN,)))
     items = [item for each in malign[: settings.n_steered] for item in each]
     n_malign = len(malign[0])
 

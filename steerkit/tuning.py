@@ -1,0 +1,370 @@
+"""Fine-tuning with LoRA, watched: replies are learned, and as they are, probes tell which persona the model drifts to.
+
+What comes out is an ordinary adapter folder of peft's. In it `training.json` says how it was made, `log.jsonl` has a
+line a step with the loss and, at every look, the shift of every probe; `checkpoints/` has an adapter a look. A
+checkpoint is written whole or not at all, and the same call goes on from the last one to the same weights: what is
+shown in which order depends on the seed and the step alone, and nothing else is drawn once training has begun.
+
+The loop is our own because a checkpoint of others' is pickled and not written atomically. Source of what is watched:
+the shift at the last prompt token foretells the trait after fine-tuning (persona vectors, arXiv 2507.21509), from which
+preventative steering (`hold`) comes too.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from steerkit.adapters import TRAINING, list_checkpoints, load_peft, write_adapter
+from steerkit.errors import ModelError, OutputError
+from steerkit.files import replacing_folder, write_text
+from steerkit.lessons import Sample, show_samples
+from steerkit.models import Model, ResidualFunction, pad_left
+from steerkit.runners import LeanRunner, PlainRunner
+from steerkit.steering import Steering, edits
+from steerkit.watching import Look, Watch, digest
+
+FORMAT = 1
+STATE, LOG, CHECKPOINTS = "state.safetensors", "log.jsonl", "checkpoints"
+UNSTEERED = Steering()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained."""
+
+    epochs: float = 2.0
+    """How often every sample is shown."""
+    batch: int = 8
+    """Samples a step."""
+    rate: float = 5e-4
+    """Adam's step at its highest; it rises over the first twentieth and then falls to nothing in line."""
+    rank: int = 8
+    """Of every adapted matrix."""
+    alpha: int = 16
+    """What an adapter is multiplied by, times its rank."""
+    looks: int = 10
+    """How often probes are read and a checkpoint is written."""
+    clip: float = 1.0
+    """The longest gradient."""
+    seed: int = 0
+    """Of the order of samples and of where adapters begin."""
+
+    def steps(self, n_samples: int) -> int:
+        """Gradient steps."""
+        return max(1, math.ceil(self.epochs * n_samples / self.batch))
+
+
+@dataclass(frozen=True)
+class Order:
+    """Everything that decides what a training ends in."""
+
+    data: str
+    """What the data are called."""
+    sha256: str
+    """Of their file."""
+    recipe: Recipe
+    """How they are learned."""
+    inoculate: tuple[str, ...] = ()
+    """System prompts that stood in front of them."""
+    hold: Steering = UNSTEERED
+    """What steered the replies while they were learned (preventative steering)."""
+
+    def to_json(self, model: Model) -> dict[str, Any]:
+        """Plain data for a file; another content, another training."""
+        return {
+            "steerkit": "training",
+            "format": FORMAT,
+            "model": model.name,
+            "fingerprint": model.fingerprint.to_json(),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "data": self.data,
+            "sha256": self.sha256,
+            "recipe": asdict(self.recipe),
+            "inoculate": list(self.inoculate),
+            "hold": str(self.hold),
+            "held": [digest(term.vector.directions) for term in self.hold.terms],
+        }
+
+
+Report = Callable[[int, int, float, Look | None], None]
+"""Told after every step: how many of how many, the loss, and what probes say if they were read."""
+
+
+def ignore_report(_done: int, _total: int, _loss: float, _look: Look | None) -> None:
+    """Take a report and say nothing."""
+
+
+def tune(
+    model: Model,
+    samples: Sequence[Sample],
+    folder: Path,
+    order: Order,
+    watch: Watch | None = None,
+    report: Report = ignore_report,
+) -> dict[str, Any]:
+    """Train an adapter, or go on with one.
+
+    Args:
+        model: the base, which is the same again when this ends
+        samples: what is learned
+        folder: where the adapter goes
+        order: how; a folder that was begun with another one is refused
+        watch: probes that are read at every look, and when they end the training
+        report: told after every step
+
+    Returns:
+        What `training.json` says in the end: `loss` of the last tenth of the steps, `steps`, `state` ("done" or
+        "stopped", where a probe crossed its limit), `looks` and `scores`, the shift of every probe.
+
+    Raises:
+        OutputError: the folder holds something else, or cannot be written; the last checkpoint stays.
+        ModelError: the model cannot be trained here.
+        SteerkitError: peft is not installed.
+    """
+    head = order.to_json(model) | ({"watch": watch.to_json()} if watch else {})
+    begun = _begin(folder, head)
+    if begun is not None and begun.get("state") in ("done", "stopped"):
+        return begun
+    total = order.recipe.steps(len(samples))
+    if watch:
+        watch.begin(model)
+    with adapted(model, order.recipe) as (wrapped, tuned):
+        training = _Training(model, wrapped, tuned, samples, folder, order, watch)
+        try:
+            training.run(total, report)
+        except KeyboardInterrupt:
+            training.rescue()
+            raise
+        return _finish(training, head, folder)
+
+
+@contextmanager
+def adapted(model: Model, recipe: Recipe) -> Iterator[tuple[Any, Model]]:
+    """A fresh adapter on a model's own modules: peft's model, and the tuned one as steerkit reads it.
+
+    Raises:
+        ModelError: its modules cannot be reached.
+    """
+    peft = load_peft()
+    runner = model.runner
+    if not isinstance(runner, (LeanRunner, PlainRunner)):
+        raise ModelError(f"{model.name} runs only through its hook points, and cannot be trained; choose another")
+    plain = runner.model
+    blocks = list(plain.model.layers) if isinstance(runner, LeanRunner) else list(runner.blocks)
+    config = peft.LoraConfig(
+        r=recipe.rank, lora_alpha=recipe.alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        wrapped = peft.get_peft_model(plain, config)
+    try:
+        wrapped.eval()
+        places = runner.places if isinstance(runner, PlainRunner) else True
+        yield wrapped, replace(model, runner=PlainRunner(plain, blocks, places))
+    finally:
+        wrapped.unload()
+        plain.requires_grad_(False)
+
+
+class _Training:
+    """One training under way."""
+
+    def __init__(
+        self,
+        base: Model,
+        wrapped: Any,
+        tuned: Model,
+        samples: Sequence[Sample],
+        folder: Path,
+        order: Order,
+        watch: Watch | None,
+    ) -> None:
+        self.base, self.tuned, self.watch = base, tuned, watch
+        self._wrapped, self._samples, self._folder, self._order = wrapped, samples, folder, order
+        named = [(name, p) for name, p in wrapped.named_parameters() if p.requires_grad]
+        self._named = sorted(named, key=lambda pair: pair[0])
+        self._optimiser = torch.optim.AdamW([p for _, p in self._named], lr=order.recipe.rate, weight_decay=0.0)
+        self._whole = True
+        self.log: list[dict[str, Any]] = []
+        self.stopped = False
+        self._resume()
+
+    @property
+    def done(self) -> int:
+        """Steps that are behind us."""
+        return len(self.log)
+
+    def run(self, total: int, report: Report) -> None:
+        """Take the steps that are left."""
+        recipe = self._order.recipe
+        batches = show_samples(self._samples, recipe.batch, total, recipe.seed)
+        looks = {round(total * (i + 1) / recipe.looks) for i in range(recipe.looks)} | {total}
+        self.stopped = any(line.get("stopped") for line in self.log[-1:])
+        while self.done < total and not self.stopped:
+            loss = self._step(batches[self.done], _share(self.done, total))
+            look = None
+            if self.done + 1 in looks:
+                look = self.watch.look(self.tuned) if self.watch else None
+                self.stopped = bool(look and look.crossed)
+            line: dict[str, Any] = {"step": self.done + 1, "loss": round(loss, 6)}
+            line |= look.to_json() if look else {}
+            self.log.append(line | ({"stopped": True} if self.stopped else {}))
+            if self.done in looks:
+                self._save()
+            report(self.done, total, loss, look)
+
+    def rescue(self) -> None:
+        """Keep what was done when somebody stopped it, unless it was in the middle of a change."""
+        if self._whole and self.done and self.done not in {int(path.name) for path in list_checkpoints(self._folder)}:
+            self._save()
+
+    def write(self, folder: Path) -> None:
+        """The adapter as it is."""
+        write_adapter(self._wrapped, folder, self.base.name)
+
+    def _step(self, batch: Sequence[Sample], share: float) -> float:
+        """One gradient step; the mean loss of the batch's reply tokens, in nats."""
+        self._optimiser.param_groups[0]["lr"] = self._order.recipe.rate * share
+        loss = reply_loss(self.tuned, batch, self._order.hold)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise ModelError(f"the loss is not finite at step {self.done + 1}; lower --rate, or train in float32")
+        loss.backward()  # type: ignore[no-untyped-call]
+        parameters = [p for _, p in self._named]
+        torch.nn.utils.clip_grad_norm_(parameters, self._order.recipe.clip)
+        self._whole = False
+        self._optimiser.step()
+        self._optimiser.zero_grad()
+        self._whole = True
+        return value
+
+    def _save(self) -> None:
+        """A checkpoint, whole or not at all, then the log up to it; the state of older ones is not needed any more."""
+        path = self._folder / CHECKPOINTS / f"{self.done:05d}"
+        state = {"step": torch.tensor(self.done)}
+        for name, parameter in self._named:
+            known = self._optimiser.state[parameter]
+            state |= {f"{key}/{name}": known[key].detach().cpu().contiguous() for key in ("exp_avg", "exp_avg_sq")}
+            # Adapters are written in peft's words; a training goes on from the very numbers.
+            state[f"value/{name}"] = parameter.detach().cpu().contiguous()
+        with replacing_folder(path) as temporary:
+            self.write(temporary)
+            (temporary / STATE).write_bytes(save(state))
+            (temporary / LOG).write_text("".join(json.dumps(line) + "\n" for line in self.log), encoding="utf-8")
+        for older in list_checkpoints(self._folder):
+            if older != path:
+                (older / STATE).unlink(missing_ok=True)
+        write_text(self._folder / LOG, (path / LOG).read_text(encoding="utf-8"))
+
+    def _resume(self) -> None:
+        """Go back to the last checkpoint, if there is one."""
+        found = [path for path in list_checkpoints(self._folder) if (path / STATE).is_file()]
+        if not found:
+            return
+        state = load_file(found[-1] / STATE)
+        self.log = [json.loads(line) for line in (found[-1] / LOG).read_text(encoding="utf-8").splitlines()]
+        with torch.no_grad():
+            for name, parameter in self._named:
+                parameter.copy_(state[f"value/{name}"])
+                moments = {key: state[f"{key}/{name}"].to(parameter) for key in ("exp_avg", "exp_avg_sq")}
+                self._optimiser.state[parameter] = {"step": torch.tensor(float(self.done)), **moments}
+
+
+def reply_loss(model: Model, batch: Sequence[Sample], hold: Steering = UNSTEERED) -> Float[Tensor, ""]:
+    """Mean loss of all reply tokens of a batch, in nats; `hold` steers the tokens that they are chosen at."""
+    tokens, mask = pad_left([[*sample.prompt, *sample.reply] for sample in batch], model.device)
+    longest = max(len(sample.reply) for sample in batch)
+    learned = torch.zeros_like(mask, dtype=torch.bool)
+    for i, sample in enumerate(batch):
+        learned[i, -len(sample.reply) :] = True
+    chosen_at = learned.roll(-1, dims=1)
+    chosen_at[:, -1] = False
+    held = _holding(hold, chosen_at, model)
+    logits, _ = model.forward(tokens, mask, functions=held, keep=longest + 1, gradient=True)
+    wanted = learned[:, -longest:]
+    return torch.nn.functional.cross_entropy(logits[:, :-1][wanted].float(), tokens[:, -longest:][wanted])
+
+
+def _holding(hold: Steering, places: Tensor, model: Model) -> Mapping[int, list[ResidualFunction]]:
+    """A steering as functions that act at some places only."""
+    like = torch.empty(0, device=model.device, dtype=model.dtype)
+
+    def at_places(edit: ResidualFunction) -> ResidualFunction:
+        return lambda h: torch.where(places[..., None], edit(h), h)
+
+    compiled = edits([hold] * len(places), like)
+    return {l: [at_places(edit) for edit in steps] for l, steps in compiled.items()}
+
+
+def _share(done: int, total: int) -> float:
+    """The learning rate of the next step, as a share of its highest."""
+    rising = max(1, total // 20)
+    return min((done + 1) / rising, (total - done) / max(1, total - rising + 1))
+
+
+def _begin(folder: Path, head: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Say in the folder what is going to be in it, or what is in it already if it is the same training.
+
+    Raises:
+        OutputError: something else is in it.
+    """
+    path = folder / TRAINING
+    if not path.is_file():
+        if folder.is_dir() and any(folder.iterdir()):
+            raise OutputError(f"{folder} is there already and is no training of ours; name another folder with -o")
+        write_text(path, json.dumps(head, ensure_ascii=False, indent=1) + "\n")
+        return None
+    try:
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+        changed = [key for key in {**head, **theirs} if key not in RESULTS and theirs.get(key) != head.get(key)]
+    except (OSError, ValueError, AttributeError) as error:
+        raise OutputError(f"{path} is damaged; remove {folder}, or name another folder with -o") from error
+    if changed:
+        raise OutputError(f"{folder} is a training with another {' and another '.join(changed)}; name another with -o")
+    return dict(theirs)
+
+
+RESULTS = ("state", "steps", "loss", "scores")
+"""What `training.json` says when a training has ended."""
+
+
+def _finish(training: _Training, head: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Put the adapter where everybody looks for it, and say that it is done."""
+    last = training.log[-max(1, len(training.log) // 10) :]
+    scores = next((line["scores"] for line in reversed(training.log) if "scores" in line), {})
+    loss = round(sum(line["loss"] for line in last) / len(last), 6)
+    state = "stopped" if training.stopped else "done"
+    for path in list_checkpoints(folder):
+        # Nothing goes on from here any more.
+        (path / STATE).unlink(missing_ok=True)
+    told = {**head, "state": state, "steps": training.done, "loss": loss, "scores": scores}
+    with replacing_folder(folder / ".finished") as temporary:
+        training.write(temporary)
+    for path in sorted((folder / ".finished").iterdir()):
+        path.replace(folder / path.name)
+    (folder / ".finished").rmdir()
+    write_text(folder / TRAINING, json.dumps(told, ensure_ascii=False, indent=1) + "\n")
+    return told
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a training's log so far.
+
+    Raises:
+        OutputError: it cannot be read.
+    """
+    try:
+        return [json.loads(line) for line in (folder / LOG).read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise OutputError(f"cannot read {folder / LOG}: {error}; go on with the training that writes it") from error
