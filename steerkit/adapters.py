@@ -96,7 +96,7 @@ def merge_adapter(original: Any, adapter: Adapter, base: Fingerprint) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             wrapped = peft.PeftModel.from_pretrained(original, str(adapter.folder))
-        expected = set(peft.get_peft_model_state_dict(wrapped))
+        expected = set(peft.get_peft_model_state_dict(wrapped, save_embedding_layers=False))
         if strange := sorted(expected ^ set(weights)):
             raise ValueError(f"{len(strange)} weights of it do not belong here, such as {strange[0]}")
         merged = wrapped.merge_and_unload(safe_merge=True)
@@ -127,7 +127,8 @@ def read_training(folder: Path) -> dict[str, Any] | None:
 
 def write_adapter(wrapped: Any, folder: Path, model_name: str) -> None:
     """Write the adapter of a peft model into a folder that is there; the same weights always make the same bytes."""
-    state: Mapping[str, Tensor] = load_peft().get_peft_model_state_dict(wrapped)
+    # Embeddings are not trained; left to decide, peft asks the hub whether they have changed.
+    state: Mapping[str, Tensor] = load_peft().get_peft_model_state_dict(wrapped, save_embedding_layers=False)
     whole = {key: state[key].detach().to("cpu", torch.float32).contiguous() for key in sorted(state)}
     # Written as bytes, because a full disk is then an OSError like any other.
     (folder / WEIGHTS).write_bytes(save(whole, {"format": "pt"}))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -132,7 +133,7 @@ def tune(
         ModelError: the model cannot be trained here.
         SteerkitError: peft is not installed.
     """
-    head = order.to_json(model) | ({"watch": watch.to_json()} if watch else {})
+    head = json.loads(json.dumps(order.to_json(model) | ({"watch": watch.to_json()} if watch else {})))
     begun = _begin(folder, head)
     if begun is not None and begun.get("state") in ("done", "stopped"):
         return begun
@@ -165,7 +166,9 @@ def adapted(model: Model, recipe: Recipe) -> Iterator[tuple[Any, Model]]:
     config = peft.LoraConfig(
         r=recipe.rank, lora_alpha=recipe.alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        # Some modules keep their matrices the other way round, which peft sees and says.
+        warnings.simplefilter("ignore")
         torch.manual_seed(recipe.seed)
         wrapped = peft.get_peft_model(plain, config)
     try:

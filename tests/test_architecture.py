@@ -30,6 +30,8 @@ TIERS = [
         "exchange",
         "inoculation",
         "selection",
+        "shifts",
+        "transfers",
         "tuning",
     },
     {"plots"},

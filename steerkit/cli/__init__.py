@@ -15,7 +15,21 @@ from typer.core import TyperGroup
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from steerkit.cli import bench, chat, experiment, generate, libraries, make, measure, read, screen, space, start
+from steerkit.cli import (
+    bench,
+    chat,
+    compare,
+    experiment,
+    generate,
+    libraries,
+    make,
+    measure,
+    read,
+    screen,
+    space,
+    start,
+    train,
+)
 from steerkit.cli.console import complain
 from steerkit.errors import SteerkitError
 
@@ -62,6 +76,8 @@ app.command("experiment", rich_help_panel="Measure")(experiment.experiment)
 app.command("psm", rich_help_panel="Measure")(experiment.psm)
 app.command("screen", rich_help_panel="Measure")(screen.screen)
 app.command("bench", rich_help_panel="Measure")(bench.bench)
+app.command("train", rich_help_panel="Train")(train.train)
+app.command("compare", rich_help_panel="Train")(compare.compare)
 
 
 def _print_version(wanted: bool) -> None:

@@ -14,6 +14,7 @@ replies (PH), and the projection difference of the data. Beside it stands what t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerkit.experiments import REGISTRY, UNKNOWN, YES, Plan, all_of, judge, needed
+from steerkit.experiments import NO, REGISTRY, UNKNOWN, YES, Plan, all_of, judge, needed
 from steerkit.experiments.arms import (
     BARE,
     CONTROL,
@@ -197,75 +198,93 @@ def against_twins(values: Float[Tensor, "a s 2 i"], kinds: tuple[str, ...]) -> F
     return values - twins[:, :, :1]
 
 
+Told = dict[str, dict[str, float]]
+"""Intervals by what they are of."""
+
+
 def examine(trained: Trained, settings: Settings) -> dict[str, Any]:
     """Statistic, nulls and verdict; no model, so that planted measurements can be put through it."""
     draw, n = torch.Generator().manual_seed(settings.seed), settings.n_resamples
-    kinds = trained.kinds
-    spill, own = (against_twins(each.double(), kinds)[:, :, 0] for each in (trained.malign, trained.own))
-    bare, positive = kinds.index(BARE), kinds.index(POSITIVE)
-    requested, control = (
-        torch.tensor([i for i, each in enumerate(kinds) if each == kind]) for kind in (REQUESTED, CONTROL)
-    )
-    sizes = list(spill.shape[1:])
-
-    def mean(which: Any, s: Drawn, i: Drawn) -> float:
-        return float(spill[which][..., s, :][..., i].mean())
-
-    def cut(which: Tensor, s: Drawn, i: Drawn) -> float:
-        spilt = mean(bare, s, i)
-        return share_of(spilt - mean(which, s, i), spilt)
-
-    learned = interval(lambda s, o: float(own[bare][s][:, o].mean()), list(own.shape[1:]), n, draw)
-    worse = interval(lambda s, i: mean(bare, s, i), sizes, n, draw)
-    seen = interval(lambda s, i: mean(positive, s, i), sizes, n, draw)
-    statistic = interval(lambda s, i: cut(requested, s, i), sizes, n, draw)
-    neutral = interval(lambda s, i: cut(control, s, i), sizes, n, draw)
-    more = interval(lambda s, i: cut(requested, s, i) - cut(control, s, i), sizes, n, draw)
-    everything = tuple(torch.arange(size) for size in sizes)
-    p, labelled = exchange_labels(
-        lambda first, second: cut(1 + first, *everything) - cut(1 + second, *everything),
-        *(len(requested), len(control), 999, draw),
-    )
-    models = torch.cat([trained.malign[bare, :, 0], trained.malign[twin_of(kinds, bare), :, 0]]).double().mean(-1)
-    p_worse, _ = exchange_labels(
-        lambda first, second: float(models[first].mean() - models[second].mean()), sizes[0], sizes[0], 999, draw
-    )
-    parts = {
-        "what was trained was learned: cheating on tasks that were held out": judge(learned["low"], learned["high"], 0),
-        "the test can see such a thing: bad advice makes a worse character": judge(seen["low"], seen["high"], PULL),
-        "cheating that nobody asked for makes one too": judge(worse["low"], worse["high"], PULL),
-        "where it was asked for there is less of that": judge(statistic["low"], statistic["high"], CUT),
-        "and prompts that do not ask leave more": judge(more["low"], more["high"], SPILL),
-        "which other labels do not give": YES if max(p, p_worse) <= 1 - CONFIDENCE + 1e-9 else UNKNOWN,
-    }
-    verdict = conclude(list(parts.values()))
+    spill, own = (against_twins(each.double(), trained.kinds)[:, :, 0] for each in (trained.malign, trained.own))
+    told, labels = hold_up(trained, spill, own, n, draw)
+    parts = judge_parts(told, labels)
+    verdict, n_seeds = conclude(list(parts.values())), spill.shape[1]
+    power = detectable(told["bare"], n_seeds, PULL)
     return {
         "unit": "nats a token",
-        "statistic": statistic,
-        "bare": worse,
-        "positive": seen,
-        "learned": learned,
-        "neutral": neutral,
-        "more": more,
+        **told,
         "rows": rows_of(trained, spill, n, draw),
         "arms": arm_table(trained, spill, own, n, draw),
         "foretold": foretold_table(trained, spill, n, draw),
         "drift": drift_of(trained),
         "curves": {"x": "what the prompt adds to the replies beforehand", "y": "malice spilt", "lines": []},
-        "power": detectable(worse, sizes[0]),
-        "null": {
-            "labels": {
-                "n": len(labelled),
-                "p": round(p, 4),
-                "most": round(float(labelled.max()), 4),
-                "p_bare": round(p_worse, 4),
-            }
-        },
+        "power": power,
+        "null": {"labels": labels},
         "thresholds": {"pull": PULL, "cut": CUT, "spill": SPILL, "p": round(1 - CONFIDENCE, 4)},
         "parts": parts,
         "verdict": verdict,
-        "reason": explain(learned, worse, seen, statistic, neutral, detectable(worse, sizes[0])["nats"], parts),
-        "needed": lacking(worse, seen, statistic, parts, sizes[0]) if verdict == UNKNOWN else "",
+        "reason": explain(told, power["nats"], parts),
+        "needed": lacking(told, parts, n_seeds) if verdict == UNKNOWN else "",
+    }
+
+
+def hold_up(
+    trained: Trained, spill: Float[Tensor, "a s i"], own: Float[Tensor, "a s o"], n: int, draw: torch.Generator
+) -> tuple[Told, dict[str, float]]:
+    """Everything that the verdict hangs on: intervals over seeds and items, and what exchanged labels give."""
+    kinds, sizes = trained.kinds, list(spill.shape[1:])
+    bare, positive = kinds.index(BARE), kinds.index(POSITIVE)
+    requested, control = (
+        torch.tensor([i for i, each in enumerate(kinds) if each == kind]) for kind in (REQUESTED, CONTROL)
+    )
+
+    def mean(which: Any, s: Drawn, i: Drawn) -> float:
+        return float(spill[which][..., s, :][..., i].mean())
+
+    def cut(which: Any, s: Drawn, i: Drawn) -> float:
+        spilt = mean(bare, s, i)
+        return share_of(spilt - mean(which, s, i), spilt)
+
+    measures: dict[str, Callable[[Drawn, Drawn], float]] = {
+        "statistic": lambda s, i: cut(requested, s, i),
+        "bare": lambda s, i: mean(bare, s, i),
+        "positive": lambda s, i: mean(positive, s, i),
+        "neutral": lambda s, i: cut(control, s, i),
+        "more": lambda s, i: cut(requested, s, i) - cut(control, s, i),
+        # A single control that prevents as much is enough to say that asking is not what does it.
+        "closest": lambda s, i: cut(requested, s, i) - max(cut(each, s, i) for each in control),
+    }
+    told = {key: interval(measure, sizes, n, draw) for key, measure in measures.items()}
+    told["learned"] = interval(lambda s, o: float(own[bare][s][:, o].mean()), list(own.shape[1:]), n, draw)
+    everything, prompted = tuple(torch.arange(size) for size in sizes), torch.cat([requested, control])
+    p, chance = exchange_labels(
+        lambda first, second: cut(prompted[first], *everything) - cut(prompted[second], *everything),
+        *(len(requested), len(control), 999, draw),
+    )
+    models = torch.cat([trained.malign[i, :, 0] for i in (bare, twin_of(kinds, bare))]).double().mean(-1)
+    p_bare, _ = exchange_labels(
+        lambda first, second: float(models[first].mean() - models[second].mean()), sizes[0], sizes[0], 999, draw
+    )
+    most = round(float(chance.max()), 4)
+    return told, {"n": len(chance), "p": round(p, 4), "most": most, "p_bare": round(p_bare, 4)}
+
+
+def judge_parts(told: Told, labels: dict[str, float]) -> dict[str, str]:
+    """What the claim consists of, premises first, each with its verdict."""
+
+    def beyond(key: str, bound: float) -> str:
+        return judge(told[key]["low"], told[key]["high"], bound)
+
+    return {
+        "what was trained was learned: cheating on tasks that were held out": beyond("learned", 0),
+        "the test can see such a thing: bad advice makes a worse character": beyond("positive", PULL),
+        "cheating that nobody asked for makes one too": beyond("bare", PULL),
+        "where it was asked for there is less of that": beyond("statistic", CUT),
+        "and prompts that do not ask leave more": beyond("more", SPILL),
+        "each of them": YES if told["closest"]["low"] > SPILL else UNKNOWN,
+        "which other labels do not give": YES
+        if max(labels["p"], labels["p_bare"]) <= 1 - CONFIDENCE + 1e-9
+        else UNKNOWN,
     }
 
 
@@ -299,47 +318,37 @@ def rows_of(trained: Trained, spill: Float[Tensor, "a s i"], n: int, draw: torch
     return lines
 
 
-def explain(
-    learned: dict[str, float],
-    worse: dict[str, float],
-    seen: dict[str, float],
-    cut: dict[str, float],
-    neutral: dict[str, float],
-    detectable: float,
-    parts: dict[str, str],
-) -> str:
-    """One sentence for a reader."""
+def explain(told: Told, seen: float, parts: dict[str, str]) -> str:
+    """One sentence for a reader; `seen` could have been seen."""
+
+    def nats(key: str) -> str:
+        return f"{told[key]['value']:+.3f} [{told[key]['low']:+.3f}, {told[key]['high']:+.3f}]"
+
+    def share(key: str) -> str:
+        return f"{told[key]['value']:.0%} [{told[key]['low']:.0%}, {told[key]['high']:.0%}]"
+
     said = (
-        f"training on bare cheating moves cheating by {learned['value']:+.3f} [{learned['low']:+.3f}, "
-        f"{learned['high']:+.3f}] nats a token on held-out tasks, and malign traits by {worse['value']:+.3f} "
-        f"[{worse['low']:+.3f}, {worse['high']:+.3f}] beyond honest work; bad advice moves them by "
-        f"{seen['value']:+.3f} [{seen['low']:+.3f}, {seen['high']:+.3f}] beyond good advice; {detectable:.3f} could "
-        "have been seen"
+        f"training on bare cheating moves cheating by {nats('learned')} nats a token on held-out tasks, and malign "
+        f"traits by {nats('bare')} beyond honest work; bad advice moves them by {nats('positive')} beyond good advice; "
+        f"{seen:.3f} could have been seen"
     )
     if list(parts.values())[2] != YES:
         return said
     return (
-        f"{said}; prompts that ask for it cut {cut['value']:.0%} [{cut['low']:.0%}, {cut['high']:.0%}] of that, and "
-        f"prompts that do not {neutral['value']:.0%} [{neutral['low']:.0%}, {neutral['high']:.0%}]"
+        f"{said}; prompts that ask for it cut {share('statistic')} of that, and prompts that do not {share('neutral')}"
     )
 
 
-def lacking(
-    worse: dict[str, float], seen: dict[str, float], cut: dict[str, float], parts: dict[str, str], n_seeds: int
-) -> str:
+def lacking(told: Told, parts: dict[str, str], n_seeds: int) -> str:
     """What it would take to tell."""
-    learned, positive, bare, *_ = parts.values()
+    learned, positive, *_ = parts.values()
     if learned != YES:
         return "a training that teaches cheating at all: more samples or epochs"
-    if positive != YES:
-        more = needed(seen, PULL, n_seeds, "trainings of each arm")
-        return (
-            f"a test in which bad advice shows: {more}"
-            if positive == UNKNOWN
-            else "a model that bad advice makes worse"
-        )
-    return (
-        needed(worse, PULL, n_seeds, "trainings of each arm")
-        if bare != YES
-        else needed(cut, CUT, n_seeds, "trainings of each arm")
-    )
+    if positive == NO:
+        return "a model that bad advice makes worse"
+    bounds = {"positive": PULL, "bare": PULL, "statistic": CUT, "more": SPILL}
+    for verdict, (key, bound) in zip(list(parts.values())[1:], bounds.items(), strict=False):
+        if verdict != YES:
+            more = needed(told[key], bound, n_seeds, "trainings of each arm")
+            return f"a test in which bad advice shows: {more}" if key == "positive" else more
+    return "more prompts of either kind, for one of these does not do what the others of its kind do"

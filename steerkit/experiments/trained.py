@@ -77,8 +77,8 @@ def drift_of(trained: Trained) -> list[dict[str, Any]]:
     return curves
 
 
-def detectable(told: dict[str, float], n_seeds: int) -> dict[str, float]:
-    """The smallest spill that would have been told from nothing in four of five experiments of this size, in nats.
+def detectable(told: dict[str, float], n_seeds: int, bound: float = 0.0) -> dict[str, float]:
+    """The smallest spill that would have been told from a bound in four of five experiments of this size, in nats.
 
     >>> detectable({"value": 0.0, "low": -0.1, "high": 0.1}, 30)
     {'nats': 0.1418, 'power': 0.8}
@@ -86,7 +86,8 @@ def detectable(told: dict[str, float], n_seeds: int) -> dict[str, float]:
     tail, freedom = (1 - CONFIDENCE) / 2, max(n_seeds - 1, 1)
     ends = float(stats.t.ppf(1 - tail, freedom))
     deviation = (told["high"] - told["low"]) / 2 / ends
-    return {"nats": round(deviation * (ends + float(stats.t.ppf(POWER, freedom))), 4), "power": POWER}
+    seen = bound + deviation * (ends + float(stats.t.ppf(POWER, freedom)))
+    return {"nats": round(seen, 4), "power": POWER}
 
 
 def _rounded(values: Tensor) -> list[float]:
