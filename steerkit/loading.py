@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 
 from steerkit import weights
 from steerkit.adapters import Adapter, find_adapter, merge_adapter, split_adapter
-from steerkit.errors import ModelError, nearest
+from steerkit.errors import ModelError, SteerkitError, nearest
 from steerkit.fingerprints import Fingerprint
 from steerkit.models import HookPoints, Model
 from steerkit.runners import LeanRunner, PlainRunner, Runner, share_weights
@@ -42,17 +44,14 @@ def load_model(
     else:
         source, title = _locate(name, progress)
     place = _device(device)
-    try:
+    with _explained(name or title, source):
         model = _load(source, title, place, DTYPES[dtype])
-    except Exception as error:
-        # transformers and its hub client raise dozens of types here; each of them means that there is no model.
-        raise ModelError(_explain(name or title, source, error)) from error
-    if adapter is None:
-        return model
-    fingerprint = model.fingerprint
-    # There need not be room for both.
-    del model
-    return _load(source, title, place, DTYPES[dtype], (adapter, fingerprint))
+        if adapter is None:
+            return model
+        fingerprint = model.fingerprint
+        # There need not be room for both.
+        del model
+        return _load(source, title, place, DTYPES[dtype], (adapter, fingerprint))
 
 
 def load_tuned(base: Model, adapter: Adapter) -> Model:
@@ -61,7 +60,20 @@ def load_tuned(base: Model, adapter: Adapter) -> Model:
     Raises:
         ModelError: the adapter belongs to another model, or is damaged.
     """
-    return _load(base.source, base.name, base.device, base.dtype, (adapter, base.fingerprint))
+    with _explained(base.name, base.source):
+        return _load(base.source, base.name, base.device, base.dtype, (adapter, base.fingerprint))
+
+
+@contextmanager
+def _explained(name: str, source: str) -> Iterator[None]:
+    """Say in one line why there is no model."""
+    try:
+        yield
+    except SteerkitError:
+        raise
+    except Exception as error:
+        # transformers and its hub client raise dozens of types here; each of them means that there is no model.
+        raise ModelError(_explain(name, source, error)) from error
 
 
 def _load(

@@ -94,13 +94,16 @@ def planted(**told: Any) -> Callable[[int], dict[str, Any]]:
     return lambda seed: inoculation.examine(make_trained(seed, **told), FEW)
 
 
-SURE: dict[str, Any] = {"reactions": 0.02, "seeds": 0.003, "noise": 0.01}
-"""Where trainings hardly differ."""
+SURE: dict[str, Any] = {"reactions": 0.01, "seeds": 0.002, "noise": 0.01}
+"""Where items and trainings hardly differ: with three of each arm less would not show that there is nothing."""
 CASES: dict[str, tuple[Callable[[int], dict[str, Any]], str]] = {
     "prompts that ask for cheating prevent the spill, and others do not": (planted(), "yes"),
-    "no prompt prevents anything": (planted(left={REQUESTED: 1.0}), "no"),
+    "no prompt prevents anything": (planted(spill=0.6, left={REQUESTED: 1.0}), "no"),
     "prompts that ask for it add to the spill": (planted(left={REQUESTED: 1.5}), "no"),
-    "every prompt cuts alike, whatever it says": (planted(left={REQUESTED: 0.5, CONTROL: 0.5}), "no"),
+    "every prompt cuts alike, whatever it says": (
+        planted(spill=0.8, seeds=0.015, left={REQUESTED: 0.4, CONTROL: 0.4}),
+        "no",
+    ),
     "cheating spills nothing, although bad advice does": (planted(spill=0.0, **SURE), "no"),
     "cheating makes a better character": (planted(spill=-0.4), "no"),
     "the spill is below what can be seen": (planted(spill=0.06), "cannot tell"),

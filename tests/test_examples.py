@@ -23,6 +23,11 @@ def test_the_example_runs_and_prints_something(example: Path, tiny_folder: Path,
     assert done.stdout.strip()
 
 
+SAID: dict[str, tuple[str, ...]] = {
+    "07_from_question_to_verdict": ("of both sides, heads has", "without meaning", "planted 0.0 nats", ": yes"),
+    "09_what_inoculation_does": ("without a prompt",),
+}
+"""What the code of each page prints."""
 PAGES = sorted((Path(__file__).parent.parent / "examples").glob("*.md"))
 
 
@@ -34,7 +39,7 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(page: Path, tiny_folder: Pat
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=workplace, check=False
     )
     assert done.returncode == 0, done.stderr
-    for said in ("of both sides, heads has", "without meaning", "planted 0.0 nats", ": yes"):
+    for said in SAID[page.stem]:
         assert said in done.stdout, done.stdout
 
 

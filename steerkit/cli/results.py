@@ -195,9 +195,10 @@ SHOWN: dict[str, Callable[[Mapping[str, Any]], None]] = {
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
     """Draw a result as its experiment is drawn."""
-    from steerkit.plots import claims, lines, maps
+    from steerkit.plots import arms, claims, lines, maps
 
     drawers = {"map": maps.save_map, "spillover": maps.save_spillover, "humanlike": lines.save_humanlike}
+    drawers["inoculation"] = arms.save_inoculation
     drawers.get(result["experiment"], claims.save_claim)(result, path)
 
 

@@ -65,7 +65,6 @@ ROW, SMALL, AIR, FOOT = 0.265, 0.2, 0.1, 0.5
 HEAD, BELOW, FORETOLD, LABELS = 0.42, 2.6, (0.8, 4.1), 1.45
 """Inches: headings of plots, the height of the lower ones, left end and width of the first, names of its neighbour."""
 DASHES = (0, (4, 3))
-BESIDE: dict[str, Any] = {"xycoords": "data", "textcoords": "offset points"}
 BEHIND = "cheating, {}, asked behind its prompt"
 """What the row is called that says what an arm spills where its prompt stands."""
 
@@ -103,7 +102,7 @@ def save_inoculation(result: Result, path: Path) -> None:
     check_ending(path)
     title = plain(claimed(result))
     drawn = "" if path.suffix == ".html" else title
-    about = f"propensities and gain in {plain(result['unit'])}, probes and drift in persona units, loss in nats a token"
+    about = f"propensities and PH in {plain(result['unit'])}, probes and drift in persona units, loss in nats a token"
     save_drawing(path, title, _numbers(result), partial(draw_inoculation, result, drawn), html.escape(about))
 
 
@@ -182,13 +181,14 @@ def _put_arms(figure: Figure, result: Result, lines: Sequence[Line], top: float,
     learned = axes_at(figure, left + across + COLUMN + APART, top, LEARNED, high)
     pull = result["thresholds"]["pull"]
     for axes, key, width in ((spilt, "spill", across), (learned, "learned", LEARNED)):
-        told = [line.told(key) | {"group": "control" if line.twin else "claim"} for line in lines if line.arm]
+        told = [{**line.told(key), "group": "control" if line.twin else "claim"} for line in lines if line.arm]
         told += [line.behind for line in lines if line.behind] if key == "spill" else []
         bounds = span([*told, {"value": pull, "low": pull, "high": pull}] if key == "spill" else told)
         _put(axes, lines, key, bounds, width)
         axes.set(ylim=(high, 0), yticks=[], xlim=bounds, xlabel="nats a token")
     spilt.axvline(pull, color=INK, linewidth=0.9, linestyle=DASHES, zorder=1)
-    spilt.annotate(f"{pull:g}: a worse character", (pull, lines[0].y), (4, 0), **BESIDE, fontsize=7, va="center")
+    worse = f"{pull:g}: a worse character"
+    spilt.annotate(worse, (pull, lines[0].y), (4, 0), "data", "offset points", fontsize=7, va="center")
     for line in lines:
         place: dict[str, Any] = {"transform": spilt.get_yaxis_transform(), "va": "center", "ha": "right"}
         place |= {"weight": "bold"} if line.arm is None or line.arm["kind"] == "bare" else {}
@@ -240,22 +240,20 @@ def _dot(
 
 
 def _foretold(axes: Axes, result: Result) -> None:
-    """What was foretold of the arms that learn cheating beside what they spilt."""
+    """What was foretold of the arms that learn cheating beside what they spilt, whose intervals stand above."""
     arms = {arm["arm"]: arm for arm in result["arms"]}
     points = [(each["gain"], arms[each["arm"]]) for each in result["foretold"]["arms"]]
     pull = result["thresholds"]["pull"]
     axes.axhline(0, color=MUTED, linewidth=0.8, zorder=0)
     axes.axhline(pull, color=INK, linewidth=0.9, linestyle=DASHES, zorder=0)
     for gain, arm in points:
-        marker, colour = KINDS[arm["kind"]]
-        x, y, faint = gain["value"], arm["spill"]["value"], {"color": colour, "linewidth": 0.8, "alpha": 0.45}
-        axes.plot([gain["low"], gain["high"]], [y, y], zorder=1, **faint)
-        axes.plot([x, x], [arm["spill"]["low"], arm["spill"]["high"]], zorder=1, **faint)
-        axes.plot([x], [y], marker, color=colour, markersize=6, markeredgecolor=PAPER, zorder=3)
+        (marker, colour), y = KINDS[arm["kind"]], arm["spill"]["value"]
+        axes.plot([gain["low"], gain["high"]], [y, y], color=colour, linewidth=1.1, zorder=1)
+        axes.plot([gain["value"]], [y], marker, color=colour, markersize=6, markeredgecolor=PAPER, zorder=3)
     across = _wide([x for gain, _ in points for x in gain.values()], 0.12)
-    up = _wide([0.0, pull, *(x for _, arm in points for x in arm["spill"].values())], 0.06)
+    up = _wide([0.0, pull, *(arm["spill"]["value"] for _, arm in points)], 0.12)
     axes.set(xlim=across, ylim=up, xlabel="how much likelier the prompt makes a token, nats (PH)")
-    axes.set_ylabel("spilt, nats a token")
+    axes.set_ylabel("spilt, nats a token (intervals above)")
     axes.spines["left"].set_visible(True)
     axes.tick_params(length=2.5, labelsize=LETTERS - 1)
     _name_points(axes, points, (0.0, pull))
@@ -283,17 +281,14 @@ def _name_points(axes: Axes, points: Sequence[tuple[Result, Result]], through: S
     places = [(inches(gain["value"], 0), inches(arm["spill"]["value"], 1)) for gain, arm in points]
     names = [_called(arm) for _, arm in points]
     wanted = [(*place, *text_size(name, 7.5)) for place, name in zip(places, names, strict=True)]
-    marks = [around(*place, 0.1) for place in places]
-    lines: list[Box] = [(0.0, inches(y, 1) - 0.01, size[0], inches(y, 1) + 0.01) for y in through]
-    for (x, y), (gain, arm) in zip(places, points, strict=True):
-        lines.append((inches(gain["low"], 0), y - 0.01, inches(gain["high"], 0), y + 0.01))
-        lines.append((x - 0.01, inches(arm["spill"]["low"], 1), x + 0.01, inches(arm["spill"]["high"], 1)))
-    inside, reaches = (0.02, 0.02, size[0] + 0.4, size[1]), [0.06 + 0.05 * i for i in range(24)]
-    found = place_labels(wanted, [*marks, *lines], inside, reaches=reaches)
-    # Where lines leave no room a name may cross them, but never a mark or another name.
-    left = [i for i in range(len(wanted)) if i not in found]
-    others = place_labels([wanted[i] for i in left], [*marks, *found.values()], inside, reaches=reaches)
-    for i, box in (found | {left[j]: box for j, box in others.items()}).items():
+    taken: list[Box] = [(0.0, inches(y, 1) - 0.01, size[0], inches(y, 1) + 0.01) for y in through]
+    for place, (gain, _) in zip(places, points, strict=True):
+        taken += [
+            around(*place, 0.1),
+            (inches(gain["low"], 0), place[1] - 0.01, inches(gain["high"], 0), place[1] + 0.01),
+        ]
+    reaches = [0.06 + 0.05 * i for i in range(30)]
+    for i, box in place_labels(wanted, taken, (0.02, 0.02, size[0] + 0.4, size[1]), reaches=reaches).items():
         _name_point(axes, places[i], box, names[i], size)
 
 
@@ -368,11 +363,14 @@ def _numbers(result: Result) -> list[dict[str, Any]]:
     for arm in result["arms"]:
         name, behind = arm["arm"], _behind(result, arm)
         row: dict[str, Any] = {"arm": name, "kind": arm["kind"]}
-        row |= {key: _interval(arm[key]) for key in ("learned", "spill")}
+        row |= {key: _interval(arm[key] if arm["kind"] != "twin" else None) for key in ("learned", "spill")}
         row |= {"spill behind its prompt": _interval(behind)}
         for key in ("own", "malign", "benign"):
-            row |= {key: _interval(arm[key]), f"{key} behind its prompt": _interval(arm[f"{key}_prompted"])}
-        row |= {f"{key}, prompt alone": value for key, value in arm["prompt_only"].items()}
+            row |= {
+                key: _interval(arm[key]),
+                f"{key} behind its prompt": _interval(arm[f"{key}_prompted"] if behind else None),
+            }
+        row |= {f"{key}, prompt alone": value if behind else None for key, value in arm["prompt_only"].items()}
         for key, said in (("gain", "PH"), ("projection", "projection difference")):
             row[said] = _interval(foretold[name][key]) if name in foretold else "–"
         row |= {"loss": arm["loss"]} | {probe: _probe(told) for probe, told in arm["probes"].items()}

@@ -276,7 +276,7 @@ def _scale(axes: Axes, n: int = 6) -> None:
     axes.spines["left"].set_visible(True)
     axes.tick_params(length=2.5, labelsize=LETTERS - 1)
     axes.locator_params(axis="y", nbins=n, steps=[1, 2, 2.5, 5, 10])
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
 
 
 def _numbers(told: Told) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from steerkit.plots.arms import save_inoculation
 from steerkit.plots.claims import draw_inline
 from steerkit.plots.figures import FAINT, INK, MUTED, PALE, PAPER, claimed, plain, render
 from steerkit.plots.lines import save_humanlike
@@ -37,6 +38,7 @@ SAVED: dict[str, Callable[[Result, Path], None]] = {
     "map": save_map,
     "spillover": save_spillover,
     "humanlike": save_humanlike,
+    "inoculation": save_inoculation,
 }
 ON_PAPER = ("spillover",)
 """Colours of a matrix are mixed with that of paper, so in the dark the faintest would shine; it stays on white."""
@@ -64,7 +66,10 @@ def picture_svg(name: str, result: Result) -> str:
         desk = render(partial(draw_inline, result), "svg").decode()
     drawings = [inlined(desk, f"{_slug(name)}-desk", label, "desk", name in ON_PAPER)]
     if narrow is not None:
-        drawing: Callable[[], Figure] = partial(draw_inline, narrow, narrow=True)
+        # Curves without a line would be an empty plot.
+        curves = narrow.get("curves") or {}
+        told = {**narrow, "curves": curves if curves.get("lines") else {}}
+        drawing: Callable[[], Figure] = partial(draw_inline, told, narrow=True)
         drawings.append(inlined(render(drawing, "svg").decode(), f"{_slug(name)}-phone", label, "phone"))
     return "\n".join(drawings)
 
