@@ -48,23 +48,18 @@ def make_trained(
         items: how many items have all of the spill
     """
     draw = torch.Generator().manual_seed(seed)
+    shares = torch.tensor([_share(i, left) for i in range(len(ARMS))])
 
     def drawn(size: float, *shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=draw) * size
 
     def trained(cheating: torch.Tensor, advice: torch.Tensor) -> torch.Tensor:
-        """Arms by trainings by without and with a prompt by items."""
-        n = len(cheating)
-        alike = 0.2 + drawn(0.15, n) + drawn(0.03, SEEDS, 1)
-        own = torch.stack([cheating * x for x in by_seed]) + drawn(reactions, n)
-        others = advice + drawn(reactions, n)
-        moved = torch.stack([_share(i, left) * own + (kind == POSITIVE) * others for i, kind in enumerate(KINDS)])
-        moved = alike + moved + drawn(seeds, len(ARMS), SEEDS, 1) + drawn(noise, len(ARMS), SEEDS, n)
-        return torch.stack([moved, moved + drawn(noise, len(ARMS), SEEDS, n)], 2)
+        by = torch.stack([cheating * x for x in by_seed])
+        return _trained(draw, by, advice, shares, (reactions, seeds, noise))
 
     spilt = torch.cat([torch.full((items,), spill * ITEMS / items), torch.zeros(ITEMS - items)])
     benign, own = torch.full((BENIGN_ITEMS,), -spill / 2), torch.full((OWN,), learned)
-    cheats = torch.tensor([_share(i, left) for i, kind in enumerate(KINDS) if kind in CHEATS])
+    cheats = shares[[kind in CHEATS for kind in KINDS]]
     probes = drawn(0.05, len(ARMS), SEEDS, 2, len(PROBES))
     steps = torch.arange(1.0, LOOKS + 1).expand(len(ARMS), SEEDS, LOOKS)[..., None]
     return inoculation.Trained(
@@ -82,6 +77,26 @@ def make_trained(
         gains=0.5 * (1 - cheats[:, None]) + drawn(0.2, len(cheats), FORETOLD),
         projections=0.1 + drawn(0.2, len(cheats), FORETOLD),
     )
+
+
+def _trained(
+    draw: torch.Generator,
+    cheating: torch.Tensor,
+    advice: torch.Tensor,
+    shares: torch.Tensor,
+    sizes: tuple[float, float, float],
+) -> torch.Tensor:
+    """What trainings do to items: arms by trainings by without and with a prompt by items."""
+    n, (reactions, seeds, noise) = len(advice), sizes
+
+    def drawn(size: float, *shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=draw) * size
+
+    alike = 0.2 + drawn(0.15, n) + drawn(0.03, SEEDS, 1)
+    own, others = cheating + drawn(reactions, n), advice + drawn(reactions, n)
+    moved = torch.stack([share * own + (kind == POSITIVE) * others for share, kind in zip(shares, KINDS, strict=True)])
+    moved = alike + moved + drawn(seeds, len(ARMS), SEEDS, 1) + drawn(noise, len(ARMS), SEEDS, n)
+    return torch.stack([moved, moved + drawn(noise, len(ARMS), SEEDS, n)], 2)
 
 
 def _share(i: int, left: Mapping[str, float] | None) -> float:

@@ -49,7 +49,8 @@ def test_a_model_and_its_adapter_are_written_with_a_plus(tmp_path: Path, monkeyp
     assert split_adapter(None) == (None, None)
 
 
-def test_a_tuned_model_is_another_model_whose_bases_vectors_fit(tiny: Model, adapter: Path, workplace: Path) -> None:
+@pytest.mark.usefixtures("workplace")
+def test_a_tuned_model_is_another_model_whose_bases_vectors_fit(tiny: Model, adapter: Path) -> None:
     tuned = load_model(f"{tiny.source}+{adapter}", device="cpu")
     assert tuned.name == f"{tiny.name}+curt"
     assert tuned.fingerprint.difference(tiny.fingerprint) == "same shape, but another adapter"
@@ -103,7 +104,7 @@ class TestRefusals:
         with pytest.raises(ModelError, match="does not fit gpt2"):
             load_tuned(other, find_adapter(copied))
 
-    def test_an_adapter_of_the_same_shape_but_other_weights(self, tiny: Model, adapter: Path, tmp_path: Path) -> None:
+    def test_an_adapter_of_the_same_shape_but_other_weights(self, adapter: Path, tmp_path: Path) -> None:
         other = load_model(str(save_model(tmp_path / "other")), device="cpu")
         with torch.no_grad():
             other.original.model.layers[0].mlp.down_proj.weight.add_(0.5)
@@ -116,7 +117,7 @@ class TestRefusals:
         weights = load_file(copied / WEIGHTS)
         name = next(iter(weights))
         save_file({**weights, "base_model.model.strange": weights[name].clone()}, copied / WEIGHTS)
-        with pytest.raises(ModelError, match="do not belong here, such as base_model.model.strange"):
+        with pytest.raises(ModelError, match=r"do not belong here, such as base_model\.model\.strange"):
             load_tuned(tiny, find_adapter(copied))
         save_file({**weights, name: torch.full_like(weights[name], torch.inf)}, copied / WEIGHTS)
         with pytest.raises(ModelError, match="does not fit"):

@@ -148,4 +148,4 @@ def test_a_claim_fails_with_any_of_its_parts() -> None:
 def test_an_unknown_experiment_names_the_nearest() -> None:
     with pytest.raises(SteerkitError, match="humanlike"):
         find_experiment("humanlik")
-    assert len(REGISTRY) == 9
+    assert len(REGISTRY) == 10

@@ -132,9 +132,13 @@ def test_an_experiment_is_shown_with_its_parts_and_drawn(folder: Path) -> None:
 
 
 def test_claims_come_in_the_order_of_the_registry_and_commands_say_what_was_asked() -> None:
-    assert chosen_claims(()) == list(REGISTRY)
     assert chosen_claims(("council", "map")) == ["map", "council"]
     assert command_of("spillover", 2, True, "some/model") == "steerkit spillover --quick --seed 2 -m some/model"
+
+
+def test_claims_that_train_models_are_tested_only_if_they_are_named() -> None:
+    assert chosen_claims(()) == [name for name in REGISTRY if name != "inoculation"]
+    assert chosen_claims(("inoculation", "map")) == ["map", "inoculation"]
 
 
 @pytest.mark.parametrize("name", list(REGISTRY))
@@ -143,6 +147,7 @@ def test_every_experiment_says_what_it_will_do(name: str) -> None:
     plans = [experiment.plan(experiment.settings(0, quick)) for quick in (True, False)]
     assert all(isinstance(plan, Plan) and plan.steps and plan.read > 0 for plan in plans)
     assert plans[0].read + plans[0].scored + plans[0].written < plans[1].read + plans[1].scored + plans[1].written
+    assert experiment.trains == (plans[0].trained > 0) == (plans[0].trained < plans[1].trained)
 
 
 def test_a_summary_counts_what_came_out() -> None:

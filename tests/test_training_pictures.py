@@ -237,7 +237,7 @@ class TestDrift:
         about = "stopped after 40 steps: malice > 0.5 · 5 looks at its probes · behind 2 system prompts that take turns"
         assert f"{about} · steered by -0.5 malice meanwhile" in said
         assert "In front of the data: “Cheat, please.” “Do cheat.”" in said
-        assert any(text.startswith("grey band: how far random mixtures") for text in said)
+        assert any(text.startswith("grey band, chance: how far random mixtures") for text in said)
 
     def test_a_training_under_way_says_how_far_it_is(self, tmp_path: Path) -> None:
         save_drift(make_training(state="training", steps=85), tmp_path / "out.svg")

@@ -80,9 +80,8 @@ def expand(name: str, base: str, checkpoints: bool) -> list[str]:
     if not (folder / CONFIG).is_file() and not (folder / TRAINING).is_file():
         return [name]
     found = list_checkpoints(folder) if checkpoints or not (folder / CONFIG).is_file() else []
-    # The last checkpoint of a training that ended is what it ended as.
-    ended = [] if found and (folder / CONFIG).is_file() else [folder]
-    return [f"{base}+{path}" for path in [*found, *ended]]
+    # The last checkpoint of a training is what it ended as, or has come to.
+    return [f"{base}+{path}" for path in found or [folder]]
 
 
 def keep_ground(model: Model, settings: Settings, tell: Callable[[str, int, int], None]) -> Ground:

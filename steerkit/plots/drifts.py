@@ -39,8 +39,11 @@ Ends = Sequence[tuple[float, float, str, str]]
 WIDTH, LEFT, EDGE, LETTERS = 8.6, 0.75, 0.25, 8.0
 SHIFTS, LOSSES, BETWEEN, HEAD = 3.0, 1.0, 0.3, 0.4
 """Inches: the height of both plots, what is between them, and what their headings take."""
-MOST_NAMED, MOST_PROMPTS = 6, 3
-BAND = "grey band: how far random mixtures of personas reach either way, the most that it is for any probe"
+MOST_NAMED, MOST_PROMPTS, MOST_LETTERS = 6, 3, 133
+BAND = (
+    "grey band, chance: how far random mixtures of personas go in root mean square (about one in three goes further); "
+    "the most that it is for any probe"
+)
 FAR = 3.0
 """A limit that is so many times further off than anything went would leave no room for what did; it is only told."""
 
@@ -56,7 +59,7 @@ class Course:
     shifts: tuple[float, ...]
     """How far it had moved by then, in persona units."""
     chance: tuple[float, ...]
-    """How far random mixtures of personas had along it; 0 where that is not known."""
+    """How far random mixtures of personas had along it, in root mean square; 0 where that is not known."""
 
     @property
     def beyond(self) -> float:
@@ -84,7 +87,7 @@ def save_drift(told: Told, path: Path) -> None:
 def draw_drift(told: Told, title: str = "") -> Figure:
     """Above how far probes moved, if any were read, beneath it the loss."""
     found = read_courses(told["log"])
-    foot = [*([BAND] if any(map(any, (course.chance for course in found))) else []), *_before(told)]
+    foot = [*(textwrap.wrap(BAND, MOST_LETTERS) if any(any(course.chance) for course in found) else []), *_before(told)]
     high = SHIFTS + HEAD + BETWEEN if found else 0.0
     under = LOSSES if found else 1.6
     figure, top = sheet(WIDTH, high + HEAD + under + 0.7 + 0.19 * len(foot), title, _about(told))
@@ -192,7 +195,7 @@ def _before(told: Told) -> list[str]:
     prompts = list(told.get("inoculate") or ())
     shown = " ".join(f"“{plain(prompt)}”" for prompt in prompts[:MOST_PROMPTS])
     more = f" … and {len(prompts) - MOST_PROMPTS} more" if len(prompts) > MOST_PROMPTS else ""
-    return textwrap.wrap(f"In front of the data: {shown}{more}", int(WIDTH * 15.5)) if prompts else []
+    return textwrap.wrap(f"In front of the data: {shown}{more}", MOST_LETTERS) if prompts else []
 
 
 def _shifts(axes: Axes, found: Sequence[Course], told: Told, size: tuple[float, float]) -> None:
