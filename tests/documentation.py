@@ -1,6 +1,6 @@
-"""Copies what the command line says of itself, what is known of the vectors, and the example report into the README.
+"""Copies what the command line says of itself, what is known of the vectors, and examples' results into the pages.
 
-python tests/documentation.py        rewrites README.md; a test fails while it would change anything
+python tests/documentation.py        rewrites README.md and examples/09; a test fails while it would change anything
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import typer
 README = Path(__file__).parent.parent / "README.md"
 VECTORS = README.parent / "vectors"
 REPORT = README.parent / "examples" / "psm.json"
+ARMS = README.parent / "examples" / "inoculation.json"
+PAGE = README.parent / "examples" / "09_what_inoculation_does.md"
 
 
 def commands(command: Any, name: str = "steerkit") -> list[tuple[str, Any]]:
@@ -74,20 +76,40 @@ def claim_section() -> str:
     return "\n".join(lines)
 
 
-SECTIONS = {"commands": command_section, "vectors": vector_section, "claims": claim_section}
+def arm_section() -> str:
+    """What was trained, and what came of it, a line an arm."""
+    from steerkit.plots.arms import arm_markdown
+
+    return arm_markdown(json.loads(ARMS.read_text(encoding="utf-8"))).rstrip("\n")
 
 
-def updated(text: str) -> str:
-    """The README with its sections as they should be."""
-    for name, write in SECTIONS.items():
+def verdict_section() -> str:
+    """What the experiment says, part by part, in its own words."""
+    result = json.loads(ARMS.read_text(encoding="utf-8"))
+    parts = [f"- {part}: **{verdict}**" for part, verdict in result["parts"].items()]
+    reason = textwrap.fill(f"**{result['verdict']}**: {result['reason']}.", 130, break_on_hyphens=False)
+    return "\n".join([reason, "", *parts])
+
+
+SECTIONS = {
+    README: {"commands": command_section, "vectors": vector_section, "claims": claim_section},
+    PAGE: {"verdict": verdict_section, "arms": arm_section},
+}
+
+
+def updated(path: Path) -> str:
+    """A page with its sections as they should be."""
+    text = path.read_text(encoding="utf-8")
+    for name, write in SECTIONS[path].items():
         start, end = f"<!-- {name}: written by tests/documentation.py -->\n", f"\n<!-- end of {name} -->"
         before, found, rest = text.partition(start)
         _, ended, after = rest.partition(end)
         if not (found and ended):
-            raise ValueError(f"README.md has lost its section {name!r}")
+            raise ValueError(f"{path.name} has lost its section {name!r}")
         text = before + start + write() + end + after
     return text
 
 
 if __name__ == "__main__":
-    README.write_text(updated(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in SECTIONS:
+        page.write_text(updated(page), encoding="utf-8")

@@ -169,6 +169,16 @@ def test_compare_draws_checkpoints_as_a_curve(run: Run, trained: Path, tiny_fold
     assert Path("way.png").stat().st_size > 10_000
 
 
+def test_several_models_stand_side_by_side(run: Run, trained: Path, tiny_folder: Path) -> None:
+    run("train", "honest_work", *FAST, "--json")
+    both = str(trained), "adapters/honest_work"
+    told = json.loads(run("compare", str(tiny_folder), *both, "--json", "--plot", "both.svg").stdout)
+    assert told["trajectory"] is None
+    assert [result["tuned"] for result in told["results"]] == ["tiny-llama+cheating", "tiny-llama+honest_work"]
+    drawn = Path("both.svg").read_text(encoding="utf-8")
+    assert all(name in drawn for name in ("cheating", "honest_work", told["results"][0]["verdict"]))
+
+
 def test_a_model_compared_with_itself_has_not_changed(run: Run, tiny_folder: Path) -> None:
     told = json.loads(run("compare", str(tiny_folder), str(tiny_folder), "--json").stdout)
     assert told["results"][0]["verdict"] == "nothing changed"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import typer
-from documentation import README, VECTORS, commands, updated
+from documentation import README, SECTIONS, VECTORS, commands, updated
 
 from steerkit.cli import app
 from steerkit.personas import load_personas
@@ -16,8 +16,8 @@ ROOT = README.parent
 
 
 def test_the_readme_holds_what_the_command_line_and_the_vectors_say_of_themselves() -> None:
-    text = README.read_text(encoding="utf-8")
-    assert updated(text) == text, "run: python tests/documentation.py"
+    for page in SECTIONS:
+        assert updated(page) == page.read_text(encoding="utf-8"), "run: python tests/documentation.py"
 
 
 def test_every_command_and_option_has_a_help_text() -> None:

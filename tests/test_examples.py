@@ -23,12 +23,9 @@ def test_the_example_runs_and_prints_something(example: Path, tiny_folder: Path,
     assert done.stdout.strip()
 
 
-SAID: dict[str, tuple[str, ...]] = {
-    "07_from_question_to_verdict": ("of both sides, heads has", "without meaning", "planted 0.0 nats", ": yes"),
-    "09_what_inoculation_does": ("without a prompt",),
-}
-"""What the code of each page prints."""
-PAGES = sorted((Path(__file__).parent.parent / "examples").glob("*.md"))
+SAID = {"07_from_question_to_verdict": ("of both sides, heads has", "without meaning", "planted 0.0 nats", ": yes")}
+"""What the code of a page prints, where it has any."""
+PAGES = [Path(__file__).parent.parent / "examples" / f"{name}.md" for name in SAID]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)

@@ -123,6 +123,17 @@ class TestLearning:
         assert losses[1] < losses[0] - 0.02
         assert losses[1] == pytest.approx(read_log(tmp_path / "adapter")[-1]["loss"], abs=0.5)
 
+    def test_half_precision_learns_too(self, tiny_folder: Path, tmp_path: Path) -> None:
+        model = load_model(str(tiny_folder), device="cpu", dtype="bfloat16")
+        samples = to_samples(model, chats(4), PATH)
+        watch = Watch((Probe.of(make_vector("hal", model.fingerprint)),), tuple(random_directions(model, 0)))
+        with pytest.raises(KeyboardInterrupt):
+            tune(model, samples, tmp_path / "a", order(replace(RECIPE, epochs=6)), watch, stopping(3))
+        tune(model, samples, tmp_path / "a", order(replace(RECIPE, epochs=6)), watch)
+        losses = [line["loss"] for line in read_log(tmp_path / "a")]
+        assert losses[-1] < losses[0] - 0.02
+        assert load_tuned(model, find_adapter(tmp_path / "a")).dtype == torch.bfloat16
+
 
 class TestStopping:
     @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])

@@ -49,8 +49,8 @@ def compare(
     """Ask whether tuning was a selection within the base model's persona space: where the change lies, and along whom.
 
     Both models read the same neutral questions. The share of the shift that lies in the span of the base's persona
-    vectors stands beside random subspaces, ordinary text's directions and random changes of the model. Several models
-    after, or --checkpoints, make a curve.
+    vectors stands beside random subspaces, ordinary text's directions and random changes of the model. The checkpoints
+    of one training make a curve; several models stand side by side.
     """
     from steerkit import selection
     from steerkit.shifts import Settings
@@ -68,7 +68,8 @@ def compare(
             wanted = list(transfer or [*results[-1]["selected"], *results[-1]["left"]][:TRANSFERRED])
             results[-1]["transfer"] = _transfer(before, names[-1], wanted, settings, (device, dtype))
     say_notes(before)
-    told = {"results": results, "trajectory": selection.trajectory(results) if len(results) > 1 else None}
+    course = selection.trajectory(results) if is_course([result["tuned"] for result in results]) else None
+    told = {"results": results, "trajectory": course}
     _tell(told, json, plot)
 
 
@@ -149,13 +150,30 @@ def _tell(told: Mapping[str, Any], json: bool, plot: Path | None) -> None:
         for result in told["results"]:
             _show(result)
     if plot is not None:
-        from steerkit.plots.selections import save_comparison, save_trajectory
-
-        if told["trajectory"] is None:
-            save_comparison(told["results"][0], plot)
-        else:
-            save_trajectory(told["trajectory"], plot)
+        _draw(told, plot)
         talk().print(Text.assemble(("saved", "dim"), f"  {plot}"), soft_wrap=True)
+
+
+def _draw(told: Mapping[str, Any], plot: Path) -> None:
+    """One model as a whole, checkpoints as a curve, and models that are no course of one training side by side."""
+    from steerkit.plots.selections import save_comparison, save_trajectory
+    from steerkit.plots.siblings import save_siblings
+
+    if told["trajectory"] is not None:
+        save_trajectory(told["trajectory"], plot)
+    elif len(told["results"]) > 1:
+        save_siblings(told["results"], plot)
+    else:
+        save_comparison(told["results"][0], plot)
+
+
+def is_course(names: Sequence[str]) -> bool:
+    """Whether models are checkpoints of one training: the same name up to the step.
+
+    >>> is_course(["m+a@00001", "m+a@00002"]), is_course(["m+a@00001", "m+b@00001"]), is_course(["m+a", "m+b"])
+    (True, False, False)
+    """
+    return len(names) > 1 and all("@" in name for name in names) and len({n.rpartition("@")[0] for n in names}) == 1
 
 
 def _show(result: Mapping[str, Any]) -> None:

@@ -12,7 +12,18 @@ from rich.table import Table
 from rich.text import Text
 
 from steerkit.cli.console import out, print_json, print_table, progress, quiet_libraries, talk
-from steerkit.cli.options import Device, Dtype, Json, ModelName, Plot, Seed, open_model, say_notes
+from steerkit.cli.options import (
+    Device,
+    Dtype,
+    Json,
+    ModelName,
+    Plot,
+    Seed,
+    TrainingDtype,
+    open_model,
+    say_notes,
+    training_dtype,
+)
 from steerkit.cli.results import (
     COLOURS,
     Quick,
@@ -37,7 +48,7 @@ def experiment(
     seed: Seed = 0,
     model: ModelName = None,
     device: Device = None,
-    dtype: Dtype = "float32",
+    dtype: TrainingDtype = None,
     json: Json = False,
 ) -> None:
     """Put a model through one claim of the persona selection model: a statistic, its null, and a verdict."""
@@ -49,7 +60,7 @@ def experiment(
     found = find_experiment(name)
     check_picture(plot)
     settings = found.settings(seed, quick)
-    loaded = open_model(model, device, dtype)
+    loaded = open_model(model, device, training_dtype(device, dtype) if found.trains else dtype or "float32")
     with stoppable("measurements"), quiet_libraries():
         say_plan(found.plan(settings), look_at_speed(loaded))
         with progress() as tell:

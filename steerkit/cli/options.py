@@ -20,6 +20,10 @@ ModelName = Annotated[
 ]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps; the best one there is by default.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
+TrainingDtype = Annotated[
+    str | None,
+    typer.Option("--dtype", help="float32, bfloat16 or float16; training takes bfloat16 on a GPU, all else float32."),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout and nothing else.")]
 Seed = Annotated[int, typer.Option("--seed", help="Makes what is drawn at random repeatable.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Where the result is written.")]
@@ -36,6 +40,13 @@ def open_model(name: str | None, device: str | None, dtype: str) -> Model:
         from steerkit.loading import load_model
 
         return load_model(name, device, dtype, tell)
+
+
+def training_dtype(device: str | None, dtype: str | None) -> str:
+    """The precision in which a model is trained if nobody says: half of it where that is fast."""
+    from steerkit.loading import best_device
+
+    return dtype or ("bfloat16" if (device or best_device()).startswith("cuda") else "float32")
 
 
 def say_notes(model: Model) -> None:

@@ -13,7 +13,18 @@ from rich.table import Table
 from rich.text import Text
 
 from steerkit.cli.console import out, print_json, print_table, quiet_libraries, talk, warn
-from steerkit.cli.options import Device, Dtype, Json, ModelName, Output, Plot, Seed, open_model, say_notes
+from steerkit.cli.options import (
+    Device,
+    Json,
+    ModelName,
+    Output,
+    Plot,
+    Seed,
+    TrainingDtype,
+    open_model,
+    say_notes,
+    training_dtype,
+)
 from steerkit.cli.results import check_picture, look_at_speed, say_plan
 from steerkit.errors import ModelError
 
@@ -64,7 +75,7 @@ def train(
     output: Output = None,
     model: ModelName = None,
     device: Device = None,
-    dtype: Dtype = "float32",
+    dtype: TrainingDtype = None,
     json: Json = False,
 ) -> None:
     """Fine-tune a model on chats with LoRA, and watch which persona it drifts to.
@@ -83,7 +94,7 @@ def train(
     chats = lessons.read_lessons(path, most)
     prompts = inoculation.read_prompts(inoculate) if inoculate is not None else ()
     recipe = Recipe(epochs, batch_size, rate, rank, 2 * rank, looks, seed=seed)
-    loaded = open_model(model, device, dtype)
+    loaded = open_model(model, device, training_dtype(device, dtype))
     if loaded.adapter:
         raise ModelError(f"{loaded.name} has an adapter already; train on {loaded.name.partition('+')[0]} itself")
     watch = _watch(loaded, probe, stop)
