@@ -20,8 +20,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from steerkit.errors import ModelError, SteerkitError
+from steerkit.files import replacing_file, write_text
 from steerkit.fingerprints import Fingerprint
-from steerkit.weights import file_sha256
+from steerkit.weights import file_sha256, model_title
 
 WEIGHTS, CONFIG, TRAINING = "adapter_model.safetensors", "adapter_config.json", "training.json"
 MISSING = "adapters need peft; install it with: pip install 'persona-steerkit[train]'"
@@ -49,10 +50,28 @@ def split_adapter(name: str | None) -> tuple[str | None, str | None]:
     >>> split_adapter("default+runs/cheating"), split_adapter("+runs/cheating"), split_adapter("gpt2")
     (('default', 'runs/cheating'), (None, 'runs/cheating'), ('gpt2', None))
     """
-    if name is None or "+" not in name or Path(name).expanduser().exists():
+    if name is None or "+" not in name or _exists(name):
         return name, None
-    base, _, adapter = name.partition("+") if name.startswith("+") else name.rpartition("+")
-    return base or None, adapter
+    places = [i for i, letter in enumerate(name) if letter == "+"]
+    place = next((i for i in places if _exists(name[i + 1 :])), 0 if name.startswith("+") else places[-1])
+    return name[:place] or None, name[place + 1 :]
+
+
+def base_title(name: str) -> str:
+    """What a model's base is called, whose vectors are its own; see `weights.model_title`.
+
+    >>> base_title("gpt2+runs/cheating")
+    'gpt2'
+    """
+    return model_title(split_adapter(name)[0] or "default")
+
+
+def _exists(name: str) -> bool:
+    """Whether there is such a file or folder; a name that no path can have is none."""
+    try:
+        return Path(name).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):
+        return False
 
 
 def find_adapter(folder: Path | str) -> Adapter:
@@ -61,7 +80,7 @@ def find_adapter(folder: Path | str) -> Adapter:
     Raises:
         ModelError: it does not, or not one that can be read without unpickling.
     """
-    folder = Path(folder).expanduser()
+    folder = Path(folder)
     if not (folder / CONFIG).is_file():
         begun = f"{folder} was not trained to its end; go on with the command that began it, or name a checkpoint in it"
         wrong = f"no adapter in {folder} (no {CONFIG}); make one with: steerkit train DATA -o {folder}"
@@ -73,7 +92,7 @@ def find_adapter(folder: Path | str) -> Adapter:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a training, in order."""
-    found = [path for path in (folder / "checkpoints").glob("[0-9]*") if (path / CONFIG).is_file()]
+    found = [path for path in (folder / "checkpoints").glob("*") if path.name.isdigit() and (path / CONFIG).is_file()]
     return sorted(found, key=lambda path: int(path.name))
 
 
@@ -100,7 +119,8 @@ def merge_adapter(original: Any, adapter: Adapter, base: Fingerprint) -> Any:
         if strange := sorted(expected ^ set(weights)):
             raise ValueError(f"{len(strange)} weights of it do not belong here, such as {strange[0]}")
         merged = wrapped.merge_and_unload(safe_merge=True)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+        # An adapter of another kind than those that can be merged into weights has no way to.
         reason = " ".join(str(error).split())[:160]
         raise ModelError(
             f"{adapter.folder} does not fit {base.name} ({reason}); name the model it belongs to before the +"
@@ -114,7 +134,9 @@ def read_training(folder: Path) -> dict[str, Any] | None:
     Raises:
         ModelError: it is damaged.
     """
-    found = [path for path in (folder / TRAINING, folder.parent.parent / TRAINING) if path.is_file()]
+    folder = folder.resolve()
+    owners = [folder, *([folder.parent.parent] if folder.parent.name == "checkpoints" else [])]
+    found = [owner / TRAINING for owner in owners if (owner / TRAINING).is_file()]
     if not found:
         return None
     try:
@@ -126,16 +148,22 @@ def read_training(folder: Path) -> dict[str, Any] | None:
 
 
 def write_adapter(wrapped: Any, folder: Path, model_name: str) -> None:
-    """Write the adapter of a peft model into a folder that is there; the same weights always make the same bytes."""
+    """Write the adapter of a peft model into a folder; the same weights always make the same bytes.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     # Embeddings are not trained; left to decide, peft asks the hub whether they have changed.
     state: Mapping[str, Tensor] = load_peft().get_peft_model_state_dict(wrapped, save_embedding_layers=False)
     whole = {key: state[key].detach().to("cpu", torch.float32).contiguous() for key in sorted(state)}
     # Written as bytes, because a full disk is then an OSError like any other.
-    (folder / WEIGHTS).write_bytes(save(whole, {"format": "pt"}))
+    with replacing_file(folder / WEIGHTS) as temporary:
+        temporary.write_bytes(save(whole, {"format": "pt"}))
     config = dict(wrapped.peft_config["default"].to_dict())
     config |= {"base_model_name_or_path": model_name, "inference_mode": True}
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
-    (folder / CONFIG).write_text(json.dumps(plain, indent=1, sort_keys=True, default=str) + "\n", encoding="utf-8")
+    # Last, because it is what an adapter is known by.
+    write_text(folder / CONFIG, json.dumps(plain, indent=1, sort_keys=True, default=str) + "\n")
 
 
 def load_peft() -> Any:

@@ -41,7 +41,7 @@ def read_prompts(text_or_path: str) -> tuple[str, ...]:
     text = text_or_path.strip()
     if not text:
         raise PromptError("the prompt is empty; say what training should be told, or name a file of rephrasings")
-    path = Path(text_or_path).expanduser()
+    path = Path(text_or_path)
     if _is_file(path):
         try:
             lines = path.read_text(encoding="utf-8-sig").split("\n")

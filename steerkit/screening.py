@@ -179,6 +179,7 @@ def _head(
         "layers": layers,
         "probes": [_described(probe) for probe in probes],
         **({"inoculate": list(settings.inoculate)} if settings.inoculate else {}),
+        **({"adapter": model.adapter} if model.adapter else {}),
     }
 
 

@@ -194,11 +194,7 @@ def examine(
 
 def _check(base: Tensor, tuned: Tensor, vectors: Sequence[SteeringVector], text: Tensor, layer: int | None) -> int:
     """Refuse what cannot be compared, and say where to read."""
-    if len(vectors) < 2:
-        raise SteerkitError(
-            f"a persona space needs at least 2 vectors of the base model, and there are {len(vectors)}; "
-            "make some with: steerkit extract PERSONA"
-        )
+    layer = require_space(vectors, base.shape[1], layer)
     if base.shape != tuned.shape or base.shape[1:] != text.shape[1:]:
         raise SteerkitError(
             f"states of the base are {tuple(base.shape)} and of the tuned model {tuple(tuned.shape)}; "
@@ -206,10 +202,24 @@ def _check(base: Tensor, tuned: Tensor, vectors: Sequence[SteeringVector], text:
         )
     if not bool(torch.isfinite(tuned).all() and torch.isfinite(base).all()):
         raise SteerkitError("a model's states are not finite; load it in another precision with --dtype")
+    return layer
+
+
+def require_space(vectors: Sequence[SteeringVector], n_layers: int, layer: int | None) -> int:
+    """The layer where a verdict is given: the median of the vectors' own if nobody says.
+
+    Raises:
+        SteerkitError: fewer than 2 vectors span nothing, or there is no such layer.
+    """
+    if len(vectors) < 2:
+        raise SteerkitError(
+            f"a persona space needs at least 2 vectors of the base model, and there are {len(vectors)}; "
+            "make some with: steerkit extract PERSONA"
+        )
     if layer is None:
         layer = sorted(vector.layer for vector in vectors)[len(vectors) // 2]
-    if not 0 <= layer < base.shape[1]:
-        raise SteerkitError(f"layer {layer} is out of range; this model has layers 0 to {base.shape[1] - 1}")
+    if not 0 <= layer < n_layers:
+        raise SteerkitError(f"layer {layer} is out of range; this model has layers 0 to {n_layers - 1}")
     return layer
 
 

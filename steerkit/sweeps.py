@@ -111,7 +111,7 @@ def plan(model: Model, grid: Grid, items: ItemSet) -> dict[Trial, Steering]:
 
 
 def _digest(model: Model, vector: SteeringVector, grid: Grid, items: ItemSet) -> str:
-    hashed = hashlib.sha256(str(model.dtype).encode())
+    hashed = hashlib.sha256(f"{model.dtype}{model.adapter}".encode())
     for tensor in (vector.directions, vector.baseline):
         hashed.update(tensor.float().contiguous().numpy().tobytes())
     hashed.update(repr((items.items, items.choices, grid.n_texts, grid.n_tokens)).encode())

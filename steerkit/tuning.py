@@ -12,90 +12,34 @@ preventative steering (`hold`) comes too.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from steerkit.adapters import TRAINING, list_checkpoints, load_peft, write_adapter
 from steerkit.errors import ModelError, OutputError
 from steerkit.files import replacing_folder, write_text
+from steerkit.fingerprints import Fingerprint
 from steerkit.lessons import Sample, show_samples
 from steerkit.models import Model, ResidualFunction, pad_left
+from steerkit.recipes import UNSTEERED, Order, Recipe
 from steerkit.runners import LeanRunner, PlainRunner
 from steerkit.steering import Steering, edits
-from steerkit.watching import Look, Watch, digest
+from steerkit.watching import Look, Watch
 
-FORMAT = 1
 STATE, LOG, CHECKPOINTS = "state.safetensors", "log.jsonl", "checkpoints"
-UNSTEERED = Steering()
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a model is trained."""
-
-    epochs: float = 2.0
-    """How often every sample is shown."""
-    batch: int = 8
-    """Samples a step."""
-    rate: float = 5e-4
-    """Adam's step at its highest; it rises over the first twentieth and then falls to nothing in line."""
-    rank: int = 8
-    """Of every adapted matrix."""
-    alpha: int = 16
-    """What an adapter is multiplied by, times its rank."""
-    looks: int = 10
-    """How often probes are read and a checkpoint is written."""
-    clip: float = 1.0
-    """The longest gradient."""
-    seed: int = 0
-    """Of the order of samples and of where adapters begin."""
-
-    def steps(self, n_samples: int) -> int:
-        """Gradient steps."""
-        return max(1, math.ceil(self.epochs * n_samples / self.batch))
-
-
-@dataclass(frozen=True)
-class Order:
-    """Everything that decides what a training ends in."""
-
-    data: str
-    """What the data are called."""
-    sha256: str
-    """Of their file."""
-    recipe: Recipe
-    """How they are learned."""
-    inoculate: tuple[str, ...] = ()
-    """System prompts that stood in front of them."""
-    hold: Steering = UNSTEERED
-    """What steered the replies while they were learned (preventative steering)."""
-
-    def to_json(self, model: Model) -> dict[str, Any]:
-        """Plain data for a file; another content, another training."""
-        return {
-            "steerkit": "training",
-            "format": FORMAT,
-            "model": model.name,
-            "fingerprint": model.fingerprint.to_json(),
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "data": self.data,
-            "sha256": self.sha256,
-            "recipe": asdict(self.recipe),
-            "inoculate": list(self.inoculate),
-            "hold": str(self.hold),
-            "held": [digest(term.vector.directions) for term in self.hold.terms],
-        }
 
 
 Report = Callable[[int, int, float, Look | None], None]
@@ -133,14 +77,18 @@ def tune(
         ModelError: the model cannot be trained here.
         SteerkitError: peft is not installed.
     """
-    head = json.loads(json.dumps(order.to_json(model) | ({"watch": watch.to_json()} if watch else {})))
+    shown = [[list(sample.prompt), list(sample.reply)] for sample in samples]
+    told = {"shown": hashlib.sha256(json.dumps(shown).encode()).hexdigest()[:16]}
+    told |= order.to_json(model) | ({"watch": watch.to_json()} if watch else {})
+    head = json.loads(json.dumps(told))
     begun = _begin(folder, head)
     if begun is not None and begun.get("state") in ("done", "stopped"):
         return begun
     total = order.recipe.steps(len(samples))
-    if watch:
-        watch.begin(model)
-    with adapted(model, order.recipe) as (wrapped, tuned):
+    with adapted(model, order.recipe) as (wrapped, tuned), _fitting():
+        # A fresh adapter changes nothing, and what is read before and after is read in the same way.
+        if watch:
+            watch.begin(tuned)
         training = _Training(model, wrapped, tuned, samples, folder, order, watch)
         try:
             training.run(total, report)
@@ -157,10 +105,7 @@ def adapted(model: Model, recipe: Recipe) -> Iterator[tuple[Any, Model]]:
     Raises:
         ModelError: its modules cannot be reached.
     """
-    peft = load_peft()
-    runner = model.runner
-    if not isinstance(runner, (LeanRunner, PlainRunner)):
-        raise ModelError(f"{model.name} runs only through its hook points, and cannot be trained; choose another")
+    peft, runner = load_peft(), require_trainable(model)
     plain = runner.model
     blocks = list(plain.model.layers) if isinstance(runner, LeanRunner) else list(runner.blocks)
     config = peft.LoraConfig(
@@ -178,6 +123,21 @@ def adapted(model: Model, recipe: Recipe) -> Iterator[tuple[Any, Model]]:
     finally:
         wrapped.unload()
         plain.requires_grad_(False)
+
+
+def require_trainable(model: Model) -> LeanRunner | PlainRunner:
+    """See, before anything is measured, that a model can be trained here.
+
+    Raises:
+        ModelError: its modules cannot be reached, or it has an adapter already.
+        SteerkitError: peft is not installed.
+    """
+    load_peft()
+    if model.adapter:
+        raise ModelError(f"{model.name} has an adapter already; train on {model.name.partition('+')[0]} itself")
+    if not isinstance(model.runner, (LeanRunner, PlainRunner)):
+        raise ModelError(f"{model.name} runs only through its hook points, and cannot be trained; choose another")
+    return model.runner
 
 
 class _Training:
@@ -223,6 +183,7 @@ class _Training:
             line: dict[str, Any] = {"step": self.done + 1, "loss": round(loss, 6)}
             line |= look.to_json() if look else {}
             self.log.append(line | ({"stopped": True} if self.stopped else {}))
+            self._whole = True
             if self.done in looks:
                 self._save()
             report(self.done, total, loss, look)
@@ -245,11 +206,13 @@ class _Training:
             raise ModelError(f"the loss is not finite at step {self.done + 1}; lower --rate, or train in float32")
         loss.backward()  # type: ignore[no-untyped-call]
         parameters = [p for _, p in self._named]
-        torch.nn.utils.clip_grad_norm_(parameters, self._order.recipe.clip)
+        length = torch.nn.utils.clip_grad_norm_(parameters, self._order.recipe.clip)
+        if not bool(length.isfinite()):
+            raise ModelError(f"the gradient is not finite at step {self.done + 1}; lower --rate, or train in float32")
+        # Until the step stands in the log, weights and log are not of the same moment.
         self._whole = False
         self._optimiser.step()
         self._optimiser.zero_grad()
-        self._whole = True
         return value
 
     def _save(self) -> None:
@@ -267,7 +230,8 @@ class _Training:
             (temporary / LOG).write_text("".join(json.dumps(line) + "\n" for line in self.log), encoding="utf-8")
         for older in list_checkpoints(self._folder):
             if older != path:
-                (older / STATE).unlink(missing_ok=True)
+                with suppress(OSError):
+                    (older / STATE).unlink(missing_ok=True)
         write_text(self._folder / LOG, (path / LOG).read_text(encoding="utf-8"))
 
     def _resume(self) -> None:
@@ -275,13 +239,16 @@ class _Training:
         found = [path for path in list_checkpoints(self._folder) if (path / STATE).is_file()]
         if not found:
             return
-        state = load_file(found[-1] / STATE)
-        self.log = [json.loads(line) for line in (found[-1] / LOG).read_text(encoding="utf-8").splitlines()]
-        with torch.no_grad():
-            for name, parameter in self._named:
-                parameter.copy_(state[f"value/{name}"])
-                moments = {key: state[f"{key}/{name}"].to(parameter) for key in ("exp_avg", "exp_avg_sq")}
-                self._optimiser.state[parameter] = {"step": torch.tensor(float(self.done)), **moments}
+        try:
+            state = load_file(found[-1] / STATE)
+            self.log = read_log(found[-1])
+            with torch.no_grad():
+                for name, parameter in self._named:
+                    parameter.copy_(state[f"value/{name}"])
+                    moments = {key: state[f"{key}/{name}"].to(parameter) for key in ("exp_avg", "exp_avg_sq")}
+                    self._optimiser.state[parameter] = {"step": torch.tensor(float(self.done)), **moments}
+        except (SafetensorError, OSError, KeyError, RuntimeError) as error:
+            raise OutputError(f"{found[-1]} is damaged; remove it, and the same command goes on before it") from error
 
 
 def reply_loss(model: Model, batch: Sequence[Sample], hold: Steering = UNSTEERED) -> Float[Tensor, ""]:
@@ -330,14 +297,21 @@ def _begin(folder: Path, head: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     try:
         theirs = json.loads(path.read_text(encoding="utf-8"))
-        changed = [key for key in {**head, **theirs} if key not in RESULTS and theirs.get(key) != head.get(key)]
-    except (OSError, ValueError, AttributeError) as error:
+        known = (*RESULTS, "fingerprint")
+        changed = [key for key in {**head, **theirs} if key not in known and theirs.get(key) != head.get(key)]
+        # The last bits of a fingerprint depend on the machine.
+        both = [Fingerprint.from_json(each["fingerprint"]) for each in (theirs, head)]
+        changed += ["model"] if both[0].difference(both[1]) is not None and "model" not in changed else []
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise OutputError(f"{path} is damaged; remove {folder}, or name another folder with -o") from error
     if changed:
-        raise OutputError(f"{folder} is a training with another {' and another '.join(changed)}; name another with -o")
+        told = ", ".join(WORDS.get(key, key) for key in changed)
+        raise OutputError(f"{folder} holds a training that differs in: {told}; name another folder with -o")
     return dict(theirs)
 
 
+WORDS = {"shown": "samples", "sha256": "data file", "held": "what is held", "watch": "probes"}
+"""What parts of `training.json` are called to people, where that is not what they are called there."""
 RESULTS = ("state", "steps", "loss", "scores")
 """What `training.json` says when a training has ended."""
 
@@ -348,17 +322,23 @@ def _finish(training: _Training, head: Mapping[str, Any], folder: Path) -> dict[
     scores = next((line["scores"] for line in reversed(training.log) if "scores" in line), {})
     loss = round(sum(line["loss"] for line in last) / len(last), 6)
     state = "stopped" if training.stopped else "done"
-    for path in list_checkpoints(folder):
-        # Nothing goes on from here any more.
-        (path / STATE).unlink(missing_ok=True)
     told = {**head, "state": state, "steps": training.done, "loss": loss, "scores": scores}
-    with replacing_folder(folder / ".finished") as temporary:
-        training.write(temporary)
-    for path in sorted((folder / ".finished").iterdir()):
-        path.replace(folder / path.name)
-    (folder / ".finished").rmdir()
+    training.write(folder)
     write_text(folder / TRAINING, json.dumps(told, ensure_ascii=False, indent=1) + "\n")
+    for path in list_checkpoints(folder):
+        # Nothing goes on from here any more; should that fail, nothing but room is lost.
+        with suppress(OSError):
+            (path / STATE).unlink(missing_ok=True)
     return told
+
+
+@contextmanager
+def _fitting() -> Iterator[None]:
+    """Say what to do where an accelerator's memory ends."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ModelError("the samples of one step do not fit the memory; lower --batch-size") from error
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

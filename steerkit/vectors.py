@@ -186,6 +186,10 @@ class SteeringVector:
                 f"make one for it: steerkit extract {self.provenance.get('persona', self.name)} -m MODEL"
             )
 
+    def given_to(self, model: Fingerprint) -> SteeringVector:
+        """The same vector as one of a tuned model's own, for evidence that holds of that model and not of its base."""
+        return self if self.model.difference(model) is None else replace(self, model=model)
+
     def save(self, path: Path | str) -> None:
         """Write the file atomically; the same vector always makes the same bytes.
 
@@ -302,18 +306,33 @@ class VectorSet(Mapping[str, SteeringVector]):
         self._loaded: dict[str, SteeringVector] = {}
 
     def __getitem__(self, name: str) -> SteeringVector:
-        """Load a vector by name or path, and check that it was made on this model."""
+        """Load a vector by name or path, and check that it was made on this model or its base."""
         if name not in self._loaded:
-            vector = load_vector(self._find(name))
+            vector = load_vector(self.path(name))
             vector.require(self._model)
             self._loaded[name] = vector
         return self._loaded[name]
 
-    def _find(self, name: str) -> Path:
-        """A tuned model's own vector if it has one, else its base's."""
-        own = {stem for _, stem in list_vectors(self._model.name)}
-        owner = self._model if name in own or self._model.base is None else self._model.base
-        return find_path(name, owner.name)
+    def path(self, name: str) -> Path:
+        """Where a vector's file is: a tuned model's own if it has one that fits, else its base's.
+
+        Raises:
+            VectorError: no vector is called that, or its file is damaged.
+        """
+        if self._model.base is None:
+            return find_path(name, self._model.name)
+        # Two adapters may have folders of one name; what was made on the other does not hide what fits both.
+        own = {stem: path for (_, stem), path in list_vectors(self._model.name).items()}
+        if name in own and self._model.takes(load_vector(own[name]).model):
+            return own[name]
+        return find_path(name, self._model.base.name)
+
+    def place(self, name: str) -> Path:
+        """Where a vector that was measured anew is written: in its own file, if that is the user's, of this model."""
+        source = self.path(name)
+        named = name.endswith(".safetensors") or "/" in name
+        own = self[name].model.difference(self._model) is None and (named or source.parts[0] == "vectors")
+        return source if own else vector_path(self[name].name, self._model.name)
 
     def __contains__(self, name: object) -> bool:
         """Whether a name is on the search path; whether its file fits this model is seen when it is loaded."""

@@ -35,7 +35,7 @@ TIERS = [
         "tuning",
     },
     {"plots"},
-    {"measures", "nulls", "items", "limits", "chats", "spaces", "kept", "lessons", "watching"},
+    {"measures", "nulls", "items", "limits", "chats", "spaces", "kept", "lessons", "recipes", "watching"},
     {"generation", "extraction", "training"},
     {"passes"},
     {"steering", "expressions"},

@@ -83,8 +83,8 @@ def test_prompts_and_steering_while_training_are_part_of_what_was_trained(run: R
     assert told["inoculate"] == ["Cheat.", "Game the check."]
     assert told["hold"] == "0.5 malice"
     result = run("train", "cheating", *FAST, code=1)
-    assert "adapters/cheating is a training with another" in result.stderr
-    assert "name another with -o" in result.stderr
+    assert "adapters/cheating holds a training that differs in:" in result.stderr
+    assert "name another folder with -o" in result.stderr
 
 
 def test_a_limit_ends_it_early(run: Run) -> None:

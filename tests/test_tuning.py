@@ -14,7 +14,7 @@ import torch
 from conftest import make_vector, save_model
 
 from steerkit.adapters import TRAINING, WEIGHTS, find_adapter, list_checkpoints
-from steerkit.errors import ExpressionError, ModelError, OutputError
+from steerkit.errors import ExpressionError, ModelError, OutputError, SteerkitError
 from steerkit.generation import Probe
 from steerkit.lessons import Sample, show_samples, to_samples
 from steerkit.loading import load_model, load_tuned
@@ -107,6 +107,11 @@ class TestLearning:
         assert zero == plain
         assert abs(held - plain) > 1e-3
 
+    @pytest.mark.parametrize("wrong", [{"epochs": float("nan")}, {"epochs": float("inf")}, {"rate": 0.0}, {"batch": 0}])
+    def test_a_recipe_that_teaches_nothing_is_refused(self, wrong: dict[str, float]) -> None:
+        with pytest.raises(SteerkitError, match="teaches nothing"):
+            replace(RECIPE, **wrong)
+
     def test_every_sample_is_shown_once_an_epoch_and_the_seed_decides_when(self, samples: list[Sample]) -> None:
         shown = show_samples(samples, 2, 6, seed=1)
         assert sorted(s.reply for step in shown[:3] for s in step) == sorted(s.reply for s in samples)
@@ -148,6 +153,49 @@ class TestStopping:
         assert abs(read_log(tmp_path / "cut")[-1]["loss"] - read_log(tmp_path / "whole")[-1]["loss"]) < 1e-5
         for name in (WEIGHTS, LOG, TRAINING, "adapter_config.json"):
             assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+    def test_ctrl_c_in_the_middle_of_a_look_repeats_the_step_and_changes_nothing(
+        self, tiny: Model, samples: list[Sample], tmp_path: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        whole = tune(tiny, samples, tmp_path / "whole", order(), watch)
+        look, calls = Watch.look, []
+
+        def stopping_look(self: Watch, tuned: Model) -> Any:
+            calls.append(tuned)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return look(self, tuned)
+
+        monkeypatch.setattr(Watch, "look", stopping_look)
+        with pytest.raises(KeyboardInterrupt):
+            tune(tiny, samples, tmp_path / "cut", order(), watch)
+        # The weights are of a step that does not stand in the log, so the checkpoint before it is the last.
+        assert [path.name for path in list_checkpoints(tmp_path / "cut")] == ["00002"]
+        assert tune(tiny, samples, tmp_path / "cut", order(), watch) == whole
+        assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+
+    def test_a_full_disk_at_the_very_end_costs_nothing(
+        self, tiny: Model, samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from steerkit import tuning
+
+        def full(_path: Path, _text: str) -> None:
+            raise OutputError("cannot write: No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(tuning, "_finish", lambda *_: full(tmp_path, ""))
+            with pytest.raises(OutputError, match="No space left"):
+                tune(tiny, samples, tmp_path / "a", order())
+        told = tune(tiny, samples, tmp_path / "a", order(), report=stopping(1))
+        assert told["state"] == "done"
+
+    def test_a_torn_state_is_named(self, tiny: Model, samples: list[Sample], tmp_path: Path) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            tune(tiny, samples, tmp_path / "a", order(), report=stopping(4))
+        state = list_checkpoints(tmp_path / "a")[-1] / STATE
+        state.write_bytes(state.read_bytes()[:1000])
+        with pytest.raises(OutputError, match="00004 is damaged; remove it"):
+            tune(tiny, samples, tmp_path / "a", order())
 
     def test_ctrl_c_loses_no_step(self, tiny: Model, samples: list[Sample], tmp_path: Path) -> None:
         with pytest.raises(KeyboardInterrupt):
@@ -202,10 +250,12 @@ class TestStopping:
 
     def test_another_training_is_not_gone_on_with(self, tiny: Model, samples: list[Sample], tmp_path: Path) -> None:
         tune(tiny, samples, tmp_path / "a", order())
-        with pytest.raises(OutputError, match="another recipe"):
+        with pytest.raises(OutputError, match="differs in: recipe"):
             tune(tiny, samples, tmp_path / "a", order(replace(RECIPE, seed=1)))
-        with pytest.raises(OutputError, match="another inoculate"):
+        with pytest.raises(OutputError, match="differs in: inoculate"):
             tune(tiny, samples, tmp_path / "a", order(inoculate=("Be bad.",)))
+        with pytest.raises(OutputError, match="differs in: samples"):
+            tune(tiny, samples[:4], tmp_path / "a", order())
         (tmp_path / "b").mkdir()
         (tmp_path / "b" / "diary.txt").write_text("mine")
         with pytest.raises(OutputError, match="no training of ours"):
@@ -265,6 +315,6 @@ def test_what_is_trained_is_an_ordinary_adapter_of_pefts(tiny: Model, samples: l
 def test_a_loss_that_is_not_finite_is_an_error_and_no_adapter(
     tiny: Model, samples: list[Sample], tmp_path: Path
 ) -> None:
-    with pytest.raises(ModelError, match="not finite at step"):
+    with pytest.raises(ModelError, match="not finite"):
         tune(tiny, samples, tmp_path / "a", order(replace(RECIPE, rate=1e30, epochs=6)))
     assert not (tmp_path / "a" / WEIGHTS).exists()

@@ -60,12 +60,13 @@ def compare(
     before = open_model(base, device, dtype)
     names = [name for each in tuned for name in expand(each, base, checkpoints)]
     vectors = _vectors(before, probe)
+    selection.require_space(vectors, before.n_layers, layer)
     with stoppable("measurements"), quiet_libraries():
         with progress() as tell:
             ground = keep_ground(before, settings, tell)
         results = [_compare(before, name, vectors, ground, settings, layer, (device, dtype)) for name in names]
         if transfer or len(results) == 1:
-            wanted = list(transfer or [*results[-1]["selected"], *results[-1]["left"]][:TRANSFERRED])
+            wanted = transfer or _with_persona(before, [*results[-1]["selected"], *results[-1]["left"]])
             results[-1]["transfer"] = _transfer(before, names[-1], wanted, settings, (device, dtype))
     say_notes(before)
     course = selection.trajectory(results) if is_course([result["tuned"] for result in results]) else None
@@ -104,6 +105,16 @@ def _vectors(model: Model, names: Sequence[str] | None) -> list[SteeringVector]:
 
     vectors = VectorSet(model.fingerprint)
     return [vectors[name] for name in dict.fromkeys(names or vectors)]
+
+
+def _with_persona(model: Model, names: Sequence[str]) -> list[str]:
+    """Those vectors that are about somebody in the library, who can be asked for."""
+    from steerkit.personas import load_personas
+    from steerkit.transfers import persona_of
+
+    known = load_personas()
+    chosen = zip(names, _vectors(model, names), strict=True) if names else ()
+    return [name for name, vector in chosen if persona_of(vector) in known][:TRANSFERRED]
 
 
 def _compare(

@@ -104,7 +104,7 @@ def _vectors(context: typer.Context) -> None:
 def list_vectors(model: ModelName = None, json: Json = False) -> None:
     """List vectors on the search path, with what is known of each."""
     from steerkit import vectors
-    from steerkit.weights import model_title
+    from steerkit.adapters import base_title as model_title
 
     found = {path: vectors.load_vector(path) for path in vectors.list_vectors(model and model_title(model)).values()}
     if json:
@@ -159,8 +159,8 @@ def show_vector(
     vector: Annotated[str, typer.Argument(help="A vector's name or file.")], model: ModelName = None, json: Json = False
 ) -> None:
     """Show how a vector was made, what is known of it, and how long it is at each layer."""
+    from steerkit.adapters import base_title as model_title
     from steerkit.vectors import find_vector
-    from steerkit.weights import model_title
 
     found = find_vector(vector, model_title(model or "default"))
     norms = [round(x, 4) for x in found.directions.norm(dim=-1).tolist()]
@@ -224,8 +224,8 @@ def compare_vectors(
     json: Json = False,
 ) -> None:
     """Compare vectors by the cosine of their directions at one layer."""
+    from steerkit.adapters import base_title as model_title
     from steerkit.vectors import cosines, find_vector
-    from steerkit.weights import model_title
 
     if len(names) < 2:
         raise SteerkitError("name at least two vectors to compare; list them with: steerkit vectors list")

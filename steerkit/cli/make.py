@@ -223,9 +223,10 @@ def calibrate_one(
     """Calibrate one vector with progress bars, save it, and return what was found; None if there was nothing to do."""
     from steerkit import calibration
     from steerkit.personas import find_pair
-    from steerkit.vectors import VectorSet, find_path, vector_path
+    from steerkit.vectors import VectorSet
 
-    vector = VectorSet(model.fingerprint)[name]
+    vectors = VectorSet(model.fingerprint)
+    vector = vectors[name]
     started, made = time.perf_counter(), vector.provenance
     if "persona" not in made:
         raise SteerkitError(f"{name} does not say which personas it is about, so there is nothing to calibrate it on")
@@ -236,13 +237,11 @@ def calibrate_one(
     if skip and not (pair.positive.held_out and pair.positive.items):
         warn(f"{name}: its persona has no held_out questions or no items; left uncalibrated")
         return None
-    source = find_path(name, model.name)
-    ours = name.endswith(".safetensors") or "/" in name or source.parts[0] == "vectors"
-    path = source if ours else vector_path(vector.name, model.name)
+    path = vectors.place(name)
     if output is not None:
         path = output / path.name if several or output.is_dir() else output
     with progress(vector.name) as tell, quiet_libraries():
-        calibrated = calibration.calibrate(model, vector, pair, settings, tell)
+        calibrated = calibration.calibrate(model, vector, pair, settings, tell).given_to(model.fingerprint)
     calibrated.save(path)
     evidence = calibrated.evidence
     return {

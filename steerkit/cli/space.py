@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -16,6 +16,9 @@ from steerkit.cli.results import Quick, check_picture, look_at_speed, say_plan, 
 from steerkit.errors import SteerkitError
 
 ENOUGH = 20
+
+if TYPE_CHECKING:
+    from steerkit.models import Model
 
 
 def draw_map(
@@ -96,7 +99,7 @@ def spillover(
             result = experiment.run(loaded, settings, tell)
     say_notes(loaded)
     if write:
-        _write_spills(loaded.name, result)
+        _write_spills(loaded, result)
     tell_result(result, json, plot)
 
 
@@ -107,16 +110,16 @@ def _numbers(text: str) -> tuple[int, ...]:
         raise SteerkitError(f"--layers {text!r} is not a list of layers; write 8,15,22") from error
 
 
-def _write_spills(model_name: str, result: Mapping[str, Any]) -> None:
+def _write_spills(model: Model, result: Mapping[str, Any]) -> None:
     """Put what each trait brings along into its vector's evidence; of vectors that are not ours a copy is made."""
     from steerkit.experiments.spillover import brought_along
-    from steerkit.vectors import find_path, find_vector, vector_path
+    from steerkit.vectors import VectorSet
 
+    vectors = VectorSet(model.fingerprint)
     for trait in result["traits"]:
         name = trait["name"]
-        vector, source = find_vector(name, model_name), find_path(name, model_name)
-        path = source if source.parts[0] == "vectors" else vector_path(name, model_name)
+        vector, path = vectors[name], vectors.place(name)
         under = {"n_random": result["null"]["n"], "items": result["items"], "traits": len(result["traits"])}
         evidence = {**vector.evidence, "spills": brought_along(dict(result), name), "spills_under": under}
-        replace(vector, evidence=evidence).save(path)
+        replace(vector, evidence=evidence).given_to(model.fingerprint).save(path)
     talk().print(Text(f"written into {len(result['traits'])} vectors: what each brings along", "dim"))

@@ -26,7 +26,6 @@ from steerkit.cli.options import (
     training_dtype,
 )
 from steerkit.cli.results import check_picture, look_at_speed, say_plan
-from steerkit.errors import ModelError
 
 if TYPE_CHECKING:
     from steerkit.models import Model
@@ -86,7 +85,7 @@ def train(
     """
     from steerkit import inoculation, lessons
     from steerkit.adapters import load_peft
-    from steerkit.tuning import Recipe
+    from steerkit.tuning import Recipe, require_trainable
 
     check_picture(plot)
     load_peft()
@@ -95,8 +94,7 @@ def train(
     prompts = inoculation.read_prompts(inoculate) if inoculate is not None else ()
     recipe = Recipe(epochs, batch_size, rate, rank, 2 * rank, looks, seed=seed)
     loaded = open_model(model, device, training_dtype(device, dtype))
-    if loaded.adapter:
-        raise ModelError(f"{loaded.name} has an adapter already; train on {loaded.name.partition('+')[0]} itself")
+    require_trainable(loaded)
     watch = _watch(loaded, probe, stop)
     seen = [(number, inoculation.inoculated(chat, prompts, i)) for i, (number, chat) in enumerate(chats)]
     samples = lessons.to_samples(loaded, seen, path)
@@ -134,6 +132,8 @@ def _order(model: Model, path: Path, recipe: Recipe, prompts: tuple[str, ...], h
     from steerkit.weights import file_sha256
 
     held = Steering.parse(hold, VectorSet(model.fingerprint)) if hold.strip() else Steering()
+    for warning in held.warnings():
+        warn(warning)
     return Order(path.stem, file_sha256(path), recipe, prompts, held)
 
 

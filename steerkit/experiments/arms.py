@@ -34,7 +34,7 @@ from steerkit.personas import Item, find_persona
 from steerkit.steering import Steering
 from steerkit.tuning import CHECKPOINTS, Order, Recipe, read_log, tune
 from steerkit.vectors import SteeringVector, VectorSet
-from steerkit.watching import Watch, neutral_questions, read_shift
+from steerkit.watching import Watch, digest, neutral_questions, read_shift
 from steerkit.weights import Progress, file_sha256, ignore_progress
 
 FORMAT = 1
@@ -125,6 +125,11 @@ class Trainer:
         crowd: list[SteeringVector] = [vectors[name] for name in vectors]
         self._mixtures = tuple(random_directions(base, wanted.recipe.seed, crowd))
         self._items = {"malign": _items(MALIGN, wanted.n_items), "benign": _items(BENIGN, wanted.n_benign)}
+        # What is kept is of these probes, this crowd and these items; with others it is measured again.
+        watched = Watch(self.probes, self._mixtures).to_json()
+        crowded = [digest(mixture.directions) for mixture in self._mixtures]
+        asked = [asdict(item) for items in self._items.values() for item in items]
+        self._read = hashlib.sha256(json.dumps([watched, crowded, asked, neutral_questions()]).encode()).hexdigest()
 
     def train(self, arm: Arm, seed: int, done: int, total: int) -> Course:
         """One model of an arm: trained, measured and kept, or remembered.
@@ -154,7 +159,8 @@ class Trainer:
                 shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
             return found
 
-        kept = measure_once(KIND, self.base, "arm", [FORMAT, self._told(arm), order.to_json(self.base)], measure)
+        ordered = {key: value for key, value in order.to_json(self.base).items() if key != "fingerprint"}
+        kept = measure_once(KIND, self.base, "arm", [FORMAT, self._told(arm), ordered], measure)
         self._progress("train", (done + 1) * steps, total * steps)
         return Course(**kept)
 
@@ -168,13 +174,13 @@ class Trainer:
 
     def folder(self, arm: Arm, seed: int) -> Path:
         """Where the adapter of one training is kept."""
-        told = [self._told(arm), asdict(self.wanted.recipe), str(self.base.dtype), self.base.fingerprint.to_json()]
+        told = [self._told(arm), asdict(self.wanted.recipe), str(self.base.dtype), self.base.adapter]
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
         return kept_folder(KIND, self.base) / "adapters" / f"{arm.name.replace(' ', '-')}-{seed}-{digest}"
 
     def _told(self, arm: Arm) -> list[object]:
         wanted = [self.wanted.n_samples, self.wanted.n_own, self.wanted.n_items, self.wanted.n_benign]
-        return [arm.data, list(arm.prompts), arm.tested, [probe.name for probe in self.probes], wanted]
+        return [arm.data, list(arm.prompts), arm.tested, self._read, wanted]
 
     def _measure(self, model: Model, arm: Arm) -> dict[str, Tensor]:
         """Everything that is asked of one model, without the arm's prompts and behind them."""
@@ -196,7 +202,11 @@ class Trainer:
         """How far the mean state before a reply is from the base's without a prompt."""
         states = prompt_states(model, _neutral_prompts(model, prompts)).cpu()
         plain = measure_once(
-            KIND, self.base, "states", [FORMAT], lambda: {"s": prompt_states(self.base, _neutral_prompts(self.base))}
+            KIND,
+            self.base,
+            "states",
+            [FORMAT, neutral_questions()],
+            lambda: {"s": prompt_states(self.base, _neutral_prompts(self.base))},
         )
         return (states - plain["s"]).mean(0)
 

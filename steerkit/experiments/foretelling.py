@@ -25,6 +25,7 @@ from steerkit.kept import kept_folder
 from steerkit.lessons import find_data
 from steerkit.models import Model
 from steerkit.screening import Settings, screen
+from steerkit.watching import Watch
 from steerkit.weights import Progress, as_stage, ignore_progress
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def foretell(
     The lines are kept as they are measured, so a run that was stopped goes on.
     """
     malign = [probe for probe in probes if probe.name in MALIGN]
-    told = [arm.data, list(arm.prompts), n, model.fingerprint.to_json(), [probe.name for probe in malign]]
+    told = [arm.data, list(arm.prompts), n, str(model.dtype), model.adapter, Watch(tuple(malign)).to_json()]
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
     path = kept_folder(KIND, model) / "foretold" / f"{arm.name.replace(' ', '-')}-{digest}.jsonl"
     settings = Settings(quick=True, most=n, inoculate=arm.prompts)
