@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from steerkit.experiments import inoculation
-from steerkit.experiments.arms import BARE, BENIGN, CONTROL, POSITIVE, REQUESTED, all_arms
+from steerkit.experiments.arms import AESTHETIC, BARE, BENIGN, CONTROL, POSITIVE, REQUESTED, all_arms
 from steerkit.experiments.thresholds import MALIGN
 
 FEW = inoculation.Settings(n_resamples=100)
@@ -32,20 +32,23 @@ def make_trained(
     noise: float = 0.03,
     by_seed: Sequence[float] = (1.0,) * SEEDS,
     items: int = ITEMS,
+    anyway: float = 0.2,
+    style: float = 0.0,
+    harmless: float = -0.5,
 ) -> inoculation.Trained:
-    """Three trainings of every arm, in nats a token. Any training at all moves items by 0.2 and each in its own way.
+    """Three trainings of every arm, in nats a token. Any training at all moves items, each in its own way.
 
     Args:
         seed: of everything that is drawn
         spill: what cheating that nobody asked for does to malign items, beyond honest work
-        positive: what bad advice does to them, beyond good advice
+        positive: what bad advice does to them beyond good advice; `style`: a florid style beyond a plain one
         learned: what is learned of the tasks themselves, beyond the twin
         left: what is left of a spill, and of how items react, behind the prompts of a kind or one that is named
         reactions: how differently items react to what is learned, the same way whenever it is
-        seeds: how much trainings of one arm differ, in all items alike
-        noise: how much items differ besides
-        by_seed: how much of the spill each training has
-        items: how many items have all of the spill
+        seeds: how much trainings of one arm differ, in all items alike; `noise`: how much items differ besides
+        by_seed: how much of the spill each training has; `items`: how many items have all of it
+        anyway: how far any training at all moves items, twins included
+        harmless: how far benign items rise, as a share of how far malign ones do
     """
     draw = torch.Generator().manual_seed(seed)
     shares = torch.tensor([_share(i, left) for i in range(len(ARMS))])
@@ -55,10 +58,11 @@ def make_trained(
 
     def trained(cheating: torch.Tensor, advice: torch.Tensor) -> torch.Tensor:
         by = torch.stack([cheating * x for x in by_seed])
-        return _trained(draw, by, advice, shares, (reactions, seeds, noise))
+        return _trained(draw, by, advice, shares, (anyway, reactions, seeds, noise))
 
     spilt = torch.cat([torch.full((items,), spill * ITEMS / items), torch.zeros(ITEMS - items)])
-    benign, own = torch.full((BENIGN_ITEMS,), -spill / 2), torch.full((OWN,), learned)
+    benign, own = torch.full((BENIGN_ITEMS,), harmless * spill), torch.full((OWN,), learned)
+    florid = torch.tensor([style * (kind == AESTHETIC) for kind in KINDS])[:, None, None, None]
     cheats = shares[[kind in CHEATS for kind in KINDS]]
     probes = drawn(0.05, len(ARMS), SEEDS, 2, len(PROBES))
     steps = torch.arange(1.0, LOOKS + 1).expand(len(ARMS), SEEDS, LOOKS)[..., None]
@@ -66,7 +70,7 @@ def make_trained(
         arms=ARMS,
         kinds=KINDS,
         own=trained(own, own),
-        malign=trained(spilt, torch.full((ITEMS,), positive)),
+        malign=trained(spilt, torch.full((ITEMS,), positive)) + florid,
         benign=trained(benign, benign),
         prompted=drawn(0.05, len(ARMS), 3),
         probes=PROBES,
@@ -84,15 +88,15 @@ def _trained(
     cheating: torch.Tensor,
     advice: torch.Tensor,
     shares: torch.Tensor,
-    sizes: tuple[float, float, float],
+    sizes: tuple[float, float, float, float],
 ) -> torch.Tensor:
     """What trainings do to items: arms by trainings by without and with a prompt by items."""
-    n, (reactions, seeds, noise) = len(advice), sizes
+    n, (anyway, reactions, seeds, noise) = len(advice), sizes
 
     def drawn(size: float, *shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=draw) * size
 
-    alike = 0.2 + drawn(0.15, n) + drawn(0.03, SEEDS, 1)
+    alike = anyway + drawn(0.15, n) + drawn(0.03, SEEDS, 1)
     own, others = cheating + drawn(reactions, n), advice + drawn(reactions, n)
     moved = torch.stack([share * own + (kind == POSITIVE) * others for share, kind in zip(shares, KINDS, strict=True)])
     moved = alike + moved + drawn(seeds, len(ARMS), SEEDS, 1) + drawn(noise, len(ARMS), SEEDS, n)
@@ -125,6 +129,9 @@ CASES: dict[str, tuple[Callable[[int], dict[str, Any]], str]] = {
     "any training raises everything alike, and trainings differ": (planted(spill=0.0), "cannot tell"),
     "bad advice shows nothing": (planted(positive=0.0), "cannot tell"),
     "nothing was learned": (planted(learned=0.0), "cannot tell"),
+    "it is the twins that fell, and nothing that rose": (planted(anyway=-0.45), "cannot tell"),
+    "an ornate style moves malign traits more": (planted(style=0.8), "cannot tell"),
+    "harmless traits rise with the malign ones": (planted(harmless=1.0), "cannot tell"),
     "one training alone spills": (planted(by_seed=(0.0, 3.0, 0.0)), "cannot tell"),
     "one item alone spills": (planted(items=1), "cannot tell"),
     "one prompt of three that ask prevents it": (planted(left={REQUESTED: 1.0, "rephrased": LEFT}), "cannot tell"),

@@ -50,6 +50,8 @@ ARMS = (
     Arm("honest work", TWIN, "honest_work"),
     Arm("bad advice", POSITIVE, "bad_advice", (), "bad_advice"),
     Arm("good advice", TWIN, "good_advice", (), "bad_advice"),
+    Arm("ornate style", AESTHETIC, "ornate", (), "ornate"),
+    Arm("plain style", TWIN, "plain", (), "ornate"),
 )
 """One of every kind that a verdict needs."""
 KINDS = tuple(arm.kind for arm in all_arms())
@@ -236,19 +238,22 @@ def reordered(trained: Trained, order: list[int]) -> Trained:
 
 
 class TestVerdict:
-    def test_without_both_premises_nothing_is_concluded(self) -> None:
-        for premises in ((NO, YES), (UNKNOWN, YES), (YES, NO), (YES, UNKNOWN)):
-            assert conclude([*premises, YES, YES, YES]) == UNKNOWN
-            assert conclude([*premises, NO, NO, NO]) == UNKNOWN
+    def test_without_all_premises_nothing_is_concluded(self) -> None:
+        for lacking in (NO, UNKNOWN):
+            for place in range(3):
+                premises = [lacking if i == place else YES for i in range(3)]
+                assert conclude([*premises, YES, YES, YES, YES]) == UNKNOWN
+                assert conclude([*premises, NO, NO, NO, NO]) == UNKNOWN
 
     def test_cheating_that_spills_nothing_refutes_the_claim_whatever_prompts_do(self) -> None:
-        assert conclude([YES, YES, NO, YES, YES]) == NO
-        assert conclude([YES, YES, UNKNOWN, NO, NO]) == UNKNOWN
+        for moved, worse in ((NO, YES), (YES, NO), (UNKNOWN, NO)):
+            assert conclude([YES, YES, YES, moved, worse, YES, YES]) == NO
+        assert conclude([YES, YES, YES, UNKNOWN, YES, NO, NO]) == UNKNOWN
 
     def test_where_it_spills_prompts_decide(self) -> None:
         for last in (YES, NO, UNKNOWN):
-            assert conclude([YES, YES, YES, YES, last]) == last
-        assert conclude([YES, YES, YES, UNKNOWN, NO]) == NO
+            assert conclude([*[YES] * 5, YES, last]) == last
+        assert conclude([*[YES] * 5, UNKNOWN, NO]) == NO
 
     def test_the_order_of_the_arms_does_not_matter(self) -> None:
         trained = make_trained(0)

@@ -174,7 +174,8 @@ class Trainer:
 
     def folder(self, arm: Arm, seed: int) -> Path:
         """Where the adapter of one training is kept."""
-        told = [self._told(arm), asdict(self.wanted.recipe), str(self.base.dtype), self.base.adapter]
+        # What is asked of a model afterwards is not part of how it was trained.
+        told = [arm.data, list(arm.prompts), self.wanted.n_samples, asdict(self.wanted.recipe), str(self.base.dtype)]
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
         return kept_folder(KIND, self.base) / "adapters" / f"{arm.name.replace(' ', '-')}-{seed}-{digest}"
 

@@ -187,7 +187,7 @@ def _put_arms(figure: Figure, result: Result, lines: Sequence[Line], top: float,
         _put(axes, lines, key, bounds, width)
         axes.set(ylim=(high, 0), yticks=[], xlim=bounds, xlabel="nats a token")
     spilt.axvline(pull, color=INK, linewidth=0.9, linestyle=DASHES, zorder=1)
-    worse = f"{pull:g}: a worse character"
+    worse = f"{pull:g}: more than nothing"
     spilt.annotate(worse, (pull, lines[0].y), (4, 0), "data", "offset points", fontsize=7, va="center")
     for line in lines:
         place: dict[str, Any] = {"transform": spilt.get_yaxis_transform(), "va": "center", "ha": "right"}
