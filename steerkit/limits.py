@@ -30,6 +30,11 @@ def at_dial(vector: SteeringVector, dial: float, place: tuple[int, int] | None =
     return Steering((Term(vector, dial=dial, layers=place),))
 
 
+def working_dial(vector: SteeringVector) -> float:
+    """The dial near half a nat, if the vector is calibrated; else one to start from."""
+    return float(vector.evidence.get("limit", 1.0)) / math.sqrt(LIMIT / WORKING)
+
+
 @dataclass
 class Search:
     """Looks for the dial at which a steep, noisy, growing cost reaches a target, several dials a round.

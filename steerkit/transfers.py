@@ -9,7 +9,6 @@ Steers: how far the base's vector at its working dial moves the persona's own it
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerkit.errors import SteerkitError
-from steerkit.limits import LIMIT, WORKING, at_dial
+from steerkit.limits import at_dial, working_dial
 from steerkit.measures import neutral, propensities
 from steerkit.models import Model
 from steerkit.passes import prompt_states
@@ -117,7 +116,7 @@ def _reads(ours: Float[Tensor, "p q d"], theirs: Float[Tensor, "p q d"], i: int,
 
 def _steers(base: Model, tuned: Model, vector: SteeringVector, persona: Persona, settings: Settings) -> dict[str, Any]:
     """How far the vector moves its items on both models, at the dial at which it was tested on the base."""
-    dial = float(vector.evidence.get("limit", 1.0)) / math.sqrt(LIMIT / WORKING)
+    dial = working_dial(vector)
     if len(persona.items) < 2:
         return {"dial": round(dial, 4), "steers": None}
     shifts: list[Tensor] = []

@@ -305,7 +305,7 @@ def _begin(folder: Path, head: Mapping[str, Any]) -> dict[str, Any] | None:
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise OutputError(f"{path} is damaged; remove {folder}, or name another folder with -o") from error
     if changed:
-        told = ", ".join(WORDS.get(key, key) for key in changed)
+        told = ", ".join(str(WORDS.get(key, key)) for key in changed)
         raise OutputError(f"{folder} holds a training that differs in: {told}; name another folder with -o")
     return dict(theirs)
 

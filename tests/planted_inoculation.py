@@ -71,7 +71,7 @@ def make_trained(
         kinds=KINDS,
         own=trained(own, own),
         malign=trained(spilt, torch.full((ITEMS,), positive)) + florid,
-        benign=trained(benign, benign),
+        benign=trained(benign, torch.full((BENIGN_ITEMS,), harmless * positive)),
         prompted=drawn(0.05, len(ARMS), 3),
         probes=PROBES,
         scores=probes,

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from steerkit.experiments.scoring import random_directions, shifts_at_cost, working_dial
+from steerkit.experiments.scoring import random_directions, shifts_at_cost
+from steerkit.limits import working_dial
 from steerkit.measures import item_rows
 from steerkit.models import Model
 from steerkit.personas import Persona

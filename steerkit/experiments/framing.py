@@ -19,9 +19,9 @@ from torch import Tensor
 
 from steerkit.experiments import NO, REGISTRY, UNKNOWN, YES, Plan, all_of, judge, needed
 from steerkit.experiments.resampling import Drawn, exchange_labels, interval, row, share_of
-from steerkit.experiments.scoring import propensity_after, random_directions, shifts_at_cost, working_dial
+from steerkit.experiments.scoring import propensity_after, random_directions, shifts_at_cost
 from steerkit.experiments.thresholds import CONFIDENCE, CUT, MALIGN, SPILL
-from steerkit.limits import WORKING
+from steerkit.limits import WORKING, working_dial
 from steerkit.material import load_material
 from steerkit.measures import item_rows
 from steerkit.models import Message, Model

@@ -315,7 +315,7 @@ def conclude(parts: list[str]) -> str:
     """The verdict: without the premises nothing can be said; cheating that makes no worse character refutes the claim.
 
     The two parts about harmless traits and style were added after a first measurement, in which an ornate style moved
-    malign traits most of all and harmless ones rose with them. They can take a `yes` away, and give none.
+    malign traits no less than cheating did, and harmless ones rose too. They can take a `yes` away, and give none.
     """
     learned, seen, apart, moved, worse, *prevented = parts
     if (learned, seen, apart) != (YES, YES, YES):

@@ -26,8 +26,9 @@ from steerkit.errors import VectorError
 from steerkit.experiments import NO, REGISTRY, UNKNOWN, Plan, all_of, matching, needed
 from steerkit.experiments.moving import Context, ablated, answers_after, cut, states_after, ways_to
 from steerkit.experiments.resampling import rounded_interval, row
-from steerkit.experiments.scoring import random_directions, shifts_at_cost, working_dial
+from steerkit.experiments.scoring import random_directions, shifts_at_cost
 from steerkit.experiments.thresholds import CONFIDENCE, MATCH, RELIABLE
+from steerkit.limits import working_dial
 from steerkit.measures import item_rows, neutral
 from steerkit.models import Model
 from steerkit.personas import Item, Persona, load_personas

@@ -25,9 +25,9 @@ from torch import Tensor
 from steerkit.errors import VectorError
 from steerkit.experiments import REGISTRY, UNKNOWN, YES, Plan, all_of, judge, needed
 from steerkit.experiments.resampling import Drawn, exchange_labels, interval, rounded_interval, row
-from steerkit.experiments.scoring import Answered, propensity_after, random_directions, shifts_at_cost, working_dial
+from steerkit.experiments.scoring import Answered, propensity_after, random_directions, shifts_at_cost
 from steerkit.experiments.thresholds import CONFIDENCE, PULL
-from steerkit.limits import WORKING
+from steerkit.limits import WORKING, working_dial
 from steerkit.material import load_material
 from steerkit.measures import item_rows
 from steerkit.models import Model

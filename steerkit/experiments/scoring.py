@@ -7,7 +7,6 @@ same KL, because whatever disturbs a model more also moves it more.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerkit.kept import measure_once
-from steerkit.limits import LIMIT, WORKING, at_dial
+from steerkit.limits import WORKING, at_dial, working_dial
 from steerkit.measures import Row, at_cost, contrast, item_rows, percentiles, score_replies
 from steerkit.models import Message, Model
 from steerkit.nulls import random_like
@@ -172,8 +171,3 @@ def random_directions(vectors: Sequence[SteeringVector], n: int, seed: int) -> t
     """Random directions, each as long as one of the vectors and in its place, and a dial for each to start from."""
     randoms = [random_like(vectors[i % len(vectors)], seed + i) for i in range(n)]
     return randoms, [working_dial(vectors[i % len(vectors)]) for i in range(n)]
-
-
-def working_dial(vector: SteeringVector) -> float:
-    """The dial near half a nat, if the vector is calibrated; else one to start from."""
-    return float(vector.evidence.get("limit", 1.0)) / math.sqrt(LIMIT / WORKING)
