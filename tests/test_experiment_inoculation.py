@@ -271,12 +271,21 @@ class TestVerdict:
             assert result["verdict"] == UNKNOWN
             assert "more prompts" in result["needed"]
 
-    def test_a_constant_in_all_arms_changes_nothing(self) -> None:
+    def test_a_constant_in_all_arms_changes_nothing_that_is_held_against_twins(self) -> None:
         trained = make_trained(1)
-        raised = replace(trained, malign=trained.malign + 0.25, own=trained.own - 0.5)
+        raised = replace(trained, malign=trained.malign + 0.25, own=trained.own + 0.5)
         one, other = (inoculation.examine(each, FEW) for each in (trained, raised))
         assert one["parts"] == other["parts"]
-        assert one["statistic"]["value"] == pytest.approx(other["statistic"]["value"], abs=1e-4)
+        for key in ("statistic", "bare", "learned", "positive_style"):
+            assert one[key]["value"] == pytest.approx(other[key]["value"], abs=1e-4)
+        assert other["bare_risen"]["value"] == pytest.approx(one["bare_risen"]["value"] + 0.25, abs=1e-4)
+
+    def test_what_only_rose_because_its_twin_fell_was_not_learned(self) -> None:
+        trained = make_trained(1)
+        fallen = inoculation.examine(replace(trained, own=trained.own - 2.0), FEW)
+        assert fallen["learned"]["low"] > 0
+        assert next(iter(fallen["parts"].values())) == NO
+        assert fallen["verdict"] == UNKNOWN
 
     def test_what_could_have_been_seen_grows_with_the_interval_and_falls_with_seeds(self) -> None:
         narrow, wide = ({"value": 0.0, "low": -half, "high": half} for half in (0.1, 0.2))
