@@ -26,7 +26,7 @@ from scipy import stats
 from torch import Tensor
 
 from steerkit.errors import SteerkitError
-from steerkit.nulls import CROWD
+from steerkit.nulls import CROWD, widen_ends
 from steerkit.shifts import Settings
 from steerkit.spaces import count_components
 from steerkit.vectors import SteeringVector
@@ -58,13 +58,8 @@ class Resamples:
         found = measure(self.counts)
         ends = torch.tensor([tail, 1 - tail], dtype=torch.float64)
         low, high = found[torch.isfinite(found)].quantile(ends).tolist()
-        student = float(stats.t.ppf(1 - tail, self._n - 1) / stats.norm.ppf(1 - tail))
-        wider = student * math.sqrt(self._n / (self._n - 1))
-        return {
-            "value": round(value, 4),
-            "low": round(value - wider * max(value - low, 0.0), 4),
-            "high": round(value + wider * max(high - value, 0.0), 4),
-        }
+        low, high = widen_ends(value, low, high, self._n, tail)
+        return {"value": round(value, 4), "low": round(low, 4), "high": round(high, 4)}
 
     def ratio(self, part: Float[Tensor, " q"], whole: Float[Tensor, " q"]) -> Told:
         """The sum of one thing over the sum of another."""

@@ -18,6 +18,7 @@ from steerkit.errors import SteerkitError
 from steerkit.measures import neutral
 from steerkit.models import Model, ResidualFunction, pad_left
 from steerkit.passes import prompt_states
+from steerkit.watching import neutral_questions
 from steerkit.weights import Progress, ignore_progress
 
 AT_ONCE = 32
@@ -75,8 +76,8 @@ class Ground:
 
 
 def questions(settings: Settings) -> list[str]:
-    """The neutral questions in a fixed order, both kinds from the beginning on."""
-    return [*dict.fromkeys((*neutral("questions"), *neutral("common")))][: settings.n_questions]
+    """The neutral questions, from the first."""
+    return neutral_questions()[: settings.n_questions]
 
 
 def look(model: Model, settings: Settings, progress: Progress = ignore_progress) -> Float[Tensor, "q l d"]:

@@ -70,7 +70,7 @@ def tune(
 
     Returns:
         What `training.json` says in the end: `loss` of the last tenth of the steps, `steps`, `state` ("done" or
-        "stopped", where a probe crossed its limit), `looks` and `scores`, the shift of every probe.
+        "stopped", where a probe crossed its limit) and `scores`, the shift of every probe.
 
     Raises:
         OutputError: the folder holds something else, or cannot be written; the last checkpoint stays.
@@ -190,7 +190,8 @@ class _Training:
 
     def rescue(self) -> None:
         """Keep what was done when somebody stopped it, unless it was in the middle of a change."""
-        if self._whole and self.done and self.done not in {int(path.name) for path in list_checkpoints(self._folder)}:
+        saved = {int(path.name) for path in self._resumable()}
+        if self._whole and self.done and self.done not in saved:
             self._save()
 
     def write(self, folder: Path) -> None:
@@ -218,7 +219,7 @@ class _Training:
     def _save(self) -> None:
         """A checkpoint, whole or not at all, then the log up to it; the state of older ones is not needed any more."""
         path = self._folder / CHECKPOINTS / f"{self.done:05d}"
-        state = {"step": torch.tensor(self.done)}
+        state: dict[str, Tensor] = {}
         for name, parameter in self._named:
             known = self._optimiser.state[parameter]
             state |= {f"{key}/{name}": known[key].detach().cpu().contiguous() for key in ("exp_avg", "exp_avg_sq")}
@@ -236,7 +237,7 @@ class _Training:
 
     def _resume(self) -> None:
         """Go back to the last checkpoint, if there is one."""
-        found = [path for path in list_checkpoints(self._folder) if (path / STATE).is_file()]
+        found = self._resumable()
         if not found:
             return
         try:
@@ -248,7 +249,11 @@ class _Training:
                     moments = {key: state[f"{key}/{name}"].to(parameter) for key in ("exp_avg", "exp_avg_sq")}
                     self._optimiser.state[parameter] = {"step": torch.tensor(float(self.done)), **moments}
         except (SafetensorError, OSError, KeyError, RuntimeError) as error:
-            raise OutputError(f"{found[-1]} is damaged; remove it, and the same command goes on before it") from error
+            raise OutputError(f"{found[-1]} is damaged; remove it, and the same command begins again") from error
+
+    def _resumable(self) -> list[Path]:
+        """The checkpoints that still know all that it takes to go on."""
+        return [path for path in list_checkpoints(self._folder) if (path / STATE).is_file()]
 
 
 def reply_loss(model: Model, batch: Sequence[Sample], hold: Steering = UNSTEERED) -> Float[Tensor, ""]:

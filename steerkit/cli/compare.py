@@ -64,10 +64,13 @@ def compare(
     with stoppable("measurements"), quiet_libraries():
         with progress() as tell:
             ground = keep_ground(before, settings, tell)
-        results = [_compare(before, name, vectors, ground, settings, layer, (device, dtype)) for name in names]
-        if transfer or len(results) == 1:
-            wanted = transfer or _with_persona(before, [*results[-1]["selected"], *results[-1]["left"]])
-            results[-1]["transfer"] = _transfer(before, names[-1], wanted, settings, (device, dtype))
+        results = []
+        for name in names:
+            after = _open_after(before, name, base, (device, dtype))
+            results.append(_compare(before, after, vectors, ground, settings, layer))
+            if name == names[-1] and (transfer or len(names) == 1):
+                wanted = transfer or _with_persona(before, [*results[-1]["selected"], *results[-1]["left"]])
+                results[-1]["transfer"] = _transfer(before, after, wanted, settings)
     say_notes(before)
     course = selection.trajectory(results) if is_course([result["tuned"] for result in results]) else None
     told = {"results": results, "trajectory": course}
@@ -86,18 +89,31 @@ def expand(name: str, base: str, checkpoints: bool) -> list[str]:
     return [f"{base}+{path}" for path in found or [folder]]
 
 
+def _open_after(before: Model, name: str, base: str, place: tuple[str | None, str]) -> Model:
+    """A model after; an adapter of the base's is merged into the base that is loaded already."""
+    from steerkit.adapters import find_adapter
+    from steerkit.loading import load_tuned
+
+    if name.startswith(f"{base}+") and not before.adapter:
+        return load_tuned(before, find_adapter(name.removeprefix(f"{base}+")))
+    return open_model(name, *place)
+
+
 def keep_ground(model: Model, settings: Settings, tell: Callable[[str, int, int], None]) -> Ground:
     """What comparisons need of a base, measured once."""
     from dataclasses import asdict
 
     from steerkit.kept import measure_once
-    from steerkit.shifts import Ground, take_ground
+    from steerkit.measures import neutral
+    from steerkit.shifts import Ground, questions, take_ground
+
+    depends = [asdict(settings), questions(settings), neutral("texts")]
 
     def measure() -> dict[str, Any]:
         ground = take_ground(model, settings, tell)
         return {"states": ground.states, "text": ground.text, "shaken": ground.shaken}
 
-    return Ground(**measure_once("comparisons", model, "ground", asdict(settings), measure))
+    return Ground(**measure_once("comparisons", model, "ground", depends, measure))
 
 
 def _vectors(model: Model, names: Sequence[str] | None) -> list[SteeringVector]:
@@ -119,19 +135,17 @@ def _with_persona(model: Model, names: Sequence[str]) -> list[str]:
 
 def _compare(
     before: Model,
-    name: str,
+    after: Model,
     vectors: Sequence[SteeringVector],
     ground: Ground,
     settings: Settings,
     layer: int | None,
-    place: tuple[str | None, str],
 ) -> dict[str, Any]:
     """One model after against the one before."""
     from steerkit import selection, shifts
     from steerkit.personas import load_personas
 
     families = {each: persona.family for each, persona in load_personas().items()}
-    after = open_model(name, *place)
     with progress(after.name) as tell:
         states = shifts.look(after, settings, tell)
     titles = before.name, after.name
@@ -140,16 +154,13 @@ def _compare(
     )
 
 
-def _transfer(
-    before: Model, name: str, wanted: Sequence[str], settings: Settings, place: tuple[str | None, str]
-) -> list[dict[str, Any]]:
+def _transfer(before: Model, after: Model, wanted: Sequence[str], settings: Settings) -> list[dict[str, Any]]:
     """Whether vectors of the base go over to the last model."""
     from steerkit.personas import load_personas
     from steerkit.transfers import transfer
 
     if not wanted:
         return []
-    after = open_model(name, *place)
     with progress() as tell:
         return transfer(before, after, _vectors(before, wanted), load_personas(), settings, tell)
 

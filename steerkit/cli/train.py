@@ -26,6 +26,7 @@ from steerkit.cli.options import (
     training_dtype,
 )
 from steerkit.cli.results import check_picture, look_at_speed, say_plan
+from steerkit.tints import bar
 
 if TYPE_CHECKING:
     from steerkit.models import Model
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 WATCHED = "moral traits"
 """The family that is watched when nobody names probes."""
 SHOWN = 6
-BARS = "▁▂▃▄▅▆▇█"
 
 
 Data = Annotated[str, typer.Argument(help="A .jsonl file of chats, or a set that ships, such as cheating.")]
@@ -250,7 +250,7 @@ def sparkline(values: Sequence[float]) -> str:
     """A line of bars between the least and the largest value.
 
     >>> sparkline([0, 1, 2])
-    '▁▅█'
+    '▁▄█'
     """
     low, high = min(values), max(values)
-    return "".join(BARS[round((x - low) / ((high - low) or 1) * (len(BARS) - 1))] for x in values)
+    return "".join(bar(2 * (x - low) / ((high - low) or 1) - 1) for x in values)

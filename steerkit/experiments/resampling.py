@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from scipy import stats
 from torch import Tensor
 
 from steerkit.experiments.thresholds import CONFIDENCE
+from steerkit.nulls import widen_ends
 
 Drawn = Int[Tensor, " n"]
 """Which rows of an axis are drawn, some of them several times."""
@@ -42,8 +42,7 @@ def interval(measure: Callable[..., float], sizes: Sequence[int], n: int, draw: 
     ends = torch.tensor([tail, 1 - tail], dtype=torch.float64)
     low, high = torch.tensor(found, dtype=torch.float64).quantile(ends).tolist()
     shortest = min((size for size in sizes if size > 1), default=2)
-    wider = float(stats.t.ppf(1 - tail, shortest - 1) / stats.norm.ppf(1 - tail)) * math.sqrt(shortest / (shortest - 1))
-    return rounded_interval(value, value - wider * max(value - low, 0.0), value + wider * max(high - value, 0.0))
+    return rounded_interval(value, *widen_ends(value, low, high, shortest, tail))
 
 
 def share_of(part: float, whole: float) -> float:
