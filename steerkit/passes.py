@@ -40,8 +40,8 @@ def prefill(
     places = {start: i for i, start in enumerate(unique)}
     rows = torch.tensor([places[start] for start in starts], device=model.device)
     whole = [start for start, _ in unique]
-    # Behind a shared head padding stands inside a row, which a window that counts places would not forgive.
-    alike = model.sees_everything and not any(steering for _, steering in unique)
+    # Behind a shared head padding stands inside a row.
+    alike = model.holes and model.continues and not any(steering for _, steering in unique)
     heads, owners = shared_starts(whole) if alike else ([()], [0] * len(whole))
     cache: Any = None
     before = torch.ones(len(whole), 0, dtype=torch.long, device=model.device)
@@ -94,9 +94,10 @@ class Recall:
         else:
             self._cache = None
         self._tokens = wanted[:shared]
+        stretch_size = STRETCH if self._model.continues else max(len(wanted), 1)
         while len(self._tokens) < len(wanted):
             progress(len(self._tokens), len(wanted))
-            stretch = wanted[len(self._tokens) :][:STRETCH]
+            stretch = wanted[len(self._tokens) :][:stretch_size]
             tokens = torch.tensor([stretch], device=self._model.device)
             mask = torch.ones(1, len(self._tokens) + len(stretch), dtype=torch.long, device=self._model.device)
             _, self._cache = self._model.forward(tokens, mask, self._cache, keep=0)
@@ -108,7 +109,7 @@ class Recall:
     @property
     def _can_forget(self) -> bool:
         """A window that slides, or a state that runs on, has already lost what stood before."""
-        return self._model.sees_everything and hasattr(self._cache, "crop")
+        return self._model.holes and self._model.continues and hasattr(self._cache, "crop")
 
 
 class Means:

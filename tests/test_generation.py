@@ -199,7 +199,7 @@ def test_a_dial_turned_mid_reply_changes_the_rest_and_nothing_before(
     assert mixed[5][0] == steady[5][0]
     assert mixed[5][1] != steady[5][1]
     assert mixed[6:] != steady[6:]
-    assert mixed == run(replace(tiny, runner=None), turned)
+    assert mixed == run(replace(tiny, runner=tiny.hook_points.runner), turned)
 
 
 def test_a_dial_turned_back_at_once_changes_nothing(tiny: Model, prompts: list[list[int]], vectors: Vectors) -> None:
