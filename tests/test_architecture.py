@@ -56,6 +56,7 @@ TIERS = [
         "caches",
         "material",
         "origins",
+        "validation",
     },
     {"files"},
     {"errors"},

@@ -107,8 +107,11 @@ def extract_several(
         vector = keep_evidence(SteeringVector.from_bytes(found["vector"]), path)
         vector.save(path)
         audit = vector.provenance["audit"]
-        for line in extraction.audit_warnings(audit):
-            warn(f"{pair.positive.name}: {line}")
+        warnings = extraction.audit_warnings(audit, vector.provenance["n_pairs"])
+        for line in (f"{pair.positive.name}: {warning}" for warning in warnings):
+            warn(line)
+            if line in workers.model.notes:
+                workers.model.notes.remove(line)
         yield {
             "vector": str(path),
             "model": workers.model.name,
@@ -122,6 +125,7 @@ def extract_several(
             "seconds": round(found["seconds"], 2),
             **{key: _at(vector.evidence.get(key), vector.layer) for key in ("pair_agreement", "split_half")},
             "audit": {key: audit[key] for key in ("replies", "refusals", "label_echoes", "empty", "length_ratio")},
+            "warnings": warnings,
         }
 
 
