@@ -323,11 +323,9 @@ def _require_vector(vector: SteeringVector, name: str) -> None:
 def _require_direction(vector: SteeringVector, first: int, last: int, effect: str) -> None:
     """Refuse a vector that is zero at a layer where it is applied."""
     if zeros := vector.zeros(first, last):
-        many = len(zeros) > 1
         listed = ", ".join(map(str, zeros[:6])) + (", …" if len(zeros) > 6 else "")
-        raise ExpressionError(
-            f"{vector.name} is zero at layer{'s' if many else ''} {listed}, where it {effect}; {vector.where_not_zero()}"
-        )
+        layers = f"layer{'s' if len(zeros) > 1 else ''} {listed}"
+        raise ExpressionError(f"{vector.name} is zero at {layers}, where it {effect}; {vector.where_not_zero()}")
 
 
 def _band(layers: object) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -169,6 +170,9 @@ def keep_evidence(vector: SteeringVector, path: Path) -> SteeringVector:
         return vector
     pairs = (vector.directions, before.directions), (vector.baseline, before.baseline)
     same = all(bool(((new - old).norm(dim=-1) <= 1e-3 * old.norm(dim=-1)).all()) for new, old in pairs)
+    if same and before.provenance.get("n_pairs") != vector.provenance.get("n_pairs"):
+        # The same direction by another count of pairs: what was measured of it stays, what the pairs say does not.
+        return replace(vector, evidence={**before.evidence, **vector.evidence})
     return before if same else vector
 
 
