@@ -253,7 +253,8 @@ def extract(
         progress: told how many tokens of how many have been done
 
     Returns:
-        A vector with directions and baseline [l d], its provenance, and what the pairs say of its reliability.
+        A vector with directions and baseline [l d], its provenance, and what the pairs say of its reliability. Where
+        few of them are distinct, a line under `warnings` in the audit of its provenance says so.
 
     Raises:
         PromptError: a prompt and its reply exceed the context.
@@ -274,8 +275,6 @@ def extract(
     positive, negative = sums.sides()
     directions = ESTIMATORS["mean_diff" if trained else recipe.estimator](positive, negative)
     _require_direction(model, pair, directions, negative.mean(0))
-    for line in few_pairs(sums.n):
-        model.note(f"{pair.positive.name}: {line}")
     mean = SteeringVector(
         name=pair.name,
         model=model.fingerprint,
@@ -458,6 +457,6 @@ def _provenance(model: Model, pair: Pair, recipe: Recipe, n_pairs: int, audit: A
         "n_pairs": n_pairs,
         "prompts_sha256": hashlib.sha256(prompts.encode()).hexdigest(),
         "model": model.name,
-        "audit": audit.to_json(),
+        "audit": audit.to_json() | ({"warnings": few} if (few := few_pairs(n_pairs)) else {}),
         "versions": {name: version(name) for name in ("torch", "transformers", "transformer-lens")},
     }

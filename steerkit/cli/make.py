@@ -109,10 +109,8 @@ def extract_several(
         vector.save(path)
         audit = vector.provenance["audit"]
         warnings = extraction.audit_warnings(audit, vector.provenance["n_pairs"])
-        for line in (f"{pair.positive.name}: {warning}" for warning in warnings):
-            warn(line)
-            if line in workers.model.notes:
-                workers.model.notes.remove(line)
+        for line in warnings:
+            warn(f"{pair.positive.name}: {line}")
         yield {
             "vector": str(path),
             "model": workers.model.name,
