@@ -80,9 +80,9 @@ class Recipe:
                 raise SteerkitError(f"no {kind} is called {name!r}; {hint}")
         if self.estimator == TRAINED and self.reading != "response":
             raise SteerkitError("a trained direction learns from replies; leave out --reading prompt")
-        if self.max_tokens < 1 or self.batch_size < 2:
-            raise SteerkitError("an extraction needs at least 1 reply token and a batch of 2 rows")
         self.sampling()
+        if self.max_tokens < 1 or not isinstance(self.batch_size, int) or self.batch_size < 2:
+            raise SteerkitError("an extraction needs at least 1 reply token and a batch of 2 rows")
 
     def sampling(self) -> Sampling:
         """How replies are drawn.

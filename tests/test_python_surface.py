@@ -396,8 +396,9 @@ def test_algebra_names_what_it_makes(vectors: Vectors) -> None:
     assert sum([a, b]).name == "hal_plus_pirate"
     assert replace(a - b, name="mine").__neg__().name == "minus_mine"
     for name, made in names.items():
-        steering = Steering((Term(made, dial=0.5), Term(a, "ablate", 1.0, when=Gate(made, True, 0.25))))
-        assert Steering.parse(str(steering), {name: made, "hal": a}) == steering or name == "hal"
+        gate = Gate(made, True, 0.25, name)
+        steering = Steering((Term(made, dial=0.5, name=name), Term(b, "ablate", 1.0, when=gate, name="pirate")))
+        assert Steering.parse(str(steering), {"pirate": b, name: made}) == steering
 
 
 def test_a_sum_is_the_same_in_any_order(vectors: Vectors) -> None:
