@@ -21,6 +21,7 @@ from steerkit.forward import BatchedForward
 from steerkit.networks import HFModules
 from steerkit.passages import Engine, Passage
 from steerkit.runners import LeanRunner, Runner
+from steerkit.validation import check_messages
 
 Message = Mapping[str, str]
 """One turn of a chat: `role` (system, user or assistant) and `content`."""
@@ -197,8 +198,10 @@ class Model:
         """Tokens of a chat up to where the assistant's reply begins.
 
         Raises:
-            PromptError: the last message is empty, or chat and `room` for a reply exceed the context.
+            PromptError: it is no list of messages, the last one is empty, or chat and `room` for a reply exceed the
+                context.
         """
+        check_messages(messages)
         if not messages or not messages[-1]["content"].strip():
             raise PromptError("the prompt is empty; say something to the model")
         tokens = self.tokenize(self.render(messages))

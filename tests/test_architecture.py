@@ -57,6 +57,7 @@ TIERS = [
         "runners",
         "material",
         "origins",
+        "validation",
     },
     {"networks"},
     {"files"},
