@@ -332,9 +332,9 @@ def _speak(
     means = Means(model, len(rows))
     for step in stream(model, rows, [Steering()] * len(rows), (), sampling, means):
         steps[step.row].append(step)
-        said = len(steps[step.row])
-        progress("extract", min(done + said * len(rows), total), total)
-    return [gather(row, said, ()) for row, said in zip(rows, steps, strict=True)], means.values
+        done += 1
+        progress("extract", min(done, total), total)
+    return [gather(model, row, said, ()) for row, said in zip(rows, steps, strict=True)], means.values
 
 
 def _provenance(model: Model, pair: Pair, recipe: Recipe, n_pairs: int, audit: Audit) -> dict[str, Any]:

@@ -8,7 +8,8 @@ the last token costs a step of its own: a live readout is the same numbers as an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,9 +21,11 @@ from torch.nn import functional
 from steerkit.decoding import Decoder
 from steerkit.errors import ModelError, PromptError
 from steerkit.models import Message, Model
+from steerkit.passages import Passage
 from steerkit.passes import Means, merge, prefill, steered_passages
 from steerkit.readings import Probe, Readings
 from steerkit.steering import Steering, edits
+from steerkit.thinking import ReplyText, clean_thought, is_finished
 
 Steerings = Callable[[int], Sequence[Steering]]
 """One steering per row, asked for before the reply's token of that number is chosen; as long as it is the same object,
@@ -52,9 +55,11 @@ class Step:
     token: int
     """The token's number."""
     text: str
-    """What it adds to the reply; empty while a character is still incomplete."""
+    """What it adds to the reply, or to a thought before it; empty where a character is not complete yet."""
     scores: tuple[float, ...] = ()
     """One score a probe."""
+    thought: bool = False
+    """Whether it is part of a thought, or of the tags around it; the text has those too."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +85,19 @@ class Reply:
     """What a model said, and how it scored while saying it."""
 
     prompt: tuple[int, ...]
-    """Tokens before the reply."""
+    """Tokens before the reply, those of a thought included."""
     tokens: tuple[int, ...]
-    """Tokens of the reply, without the one that ends it."""
+    """Tokens of the reply, without the one that ends it; behind a thought, unless thoughts count as replies do."""
     text: str
-    """The reply."""
+    """The reply, without a thought."""
     readout: Readout
-    """Its scores."""
+    """Scores of the tokens."""
+    thought: str = ""
+    """What was thought before, without its tags."""
+    n_thought: int = 0
+    """So many tokens the thought and its tags had."""
+    unfinished: bool = False
+    """Whether it ended within its thought, so that there is no reply."""
 
 
 def stream(
@@ -135,10 +146,42 @@ def _stream_here(
     begun: tuple[Any, Int[Tensor, "b t"]] | None,
 ) -> Iterator[Step]:
     """The same in this process."""
+    texts = [model.thoughts.follow(model.tokenizer, prompt) for prompt in prompts]
+    return _worded(texts, _tokens_here(model, prompts, steerings, probes, sampling, means, begun, texts))
+
+
+def _worded(texts: Sequence[ReplyText], tokens: Iterable[tuple[int, tuple[float, ...]]]) -> Iterator[Step]:
+    """Steps of tokens that `texts` have taken, given as row and scores; each comes when its text is settled."""
+    scores: list[deque[tuple[float, ...]]] = [deque() for _ in texts]
+
+    def settled(row: int) -> Iterator[Step]:
+        while scores[row] and texts[row].words:
+            word = texts[row].words.popleft()
+            yield Step(row, word.token, word.text, scores[row].popleft(), word.thought)
+
+    for row, read in tokens:
+        scores[row].append(read)
+        yield from settled(row)
+    for row, text in enumerate(texts):
+        text.end()
+        yield from settled(row)
+
+
+def _tokens_here(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    steerings: Sequence[Steering] | Steerings,
+    probes: Sequence[Probe],
+    sampling: Sampling,
+    means: Means | None,
+    begun: tuple[Any, Int[Tensor, "b t"]] | None,
+    texts: Sequence[ReplyText],
+) -> Iterator[tuple[int, tuple[float, ...]]]:
+    """Rows whose texts have taken a token, with the token's scores."""
     steer = steerings if callable(steerings) else lambda _place: steerings
     like = torch.empty(0, device=model.device, dtype=model.dtype)
-    current = steer(0)
-    pushes = edits(current, like)
+    current, forced = steer(0), in_force(texts)
+    pushes = edits(where_in_force(current, forced), like)
     cache, mask = begun or prefill(model, prompts, current)
     mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
     last = torch.tensor([prompt[-1:] for prompt in prompts], device=model.device)
@@ -147,7 +190,6 @@ def _stream_here(
     readers = merge(readings.functions(), means.functions() if means else {})
     functions = merge(pushes, readers)
     choose = Chooser(sampling, len(prompts), model.device)
-    decoders = [Decoder(model.tokenizer) for _ in prompts]
     speaking = [True] * len(prompts)
     for position in range(sampling.max_tokens):
         chosen = choose(logits[:, -1])
@@ -155,20 +197,36 @@ def _stream_here(
         speaking = [on and token not in model.end_tokens for on, token in zip(speaking, picked, strict=True)]
         if not any(speaking):
             return
-        steps = [Step(row, token, decoders[row].push(token)) for row, token in enumerate(picked) if speaking[row]]
+        rows = [row for row, on in enumerate(speaking) if on]
+        for row in rows:
+            texts[row].push(picked[row])
         if not probes:
-            yield from steps
+            yield from ((row, ()) for row in rows)
             if position + 1 == sampling.max_tokens and means is None:
                 return
-        if (wanted := steer(position + 1)) is not current:
-            current, functions = wanted, merge(edits(wanted, like), readers)
+        wanted, now = steer(position + 1), in_force(texts)
+        if wanted is not current or now != forced:
+            current, forced = wanted, now
+            functions = merge(edits(where_in_force(current, forced), like), readers)
         mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
         logits, cache = model.forward(chosen[:, None], mask, cache, functions)
         if means is not None:
-            means.take(speaking)
+            means.take([on and text.counts for on, text in zip(speaking, texts, strict=True)])
         if probes:
             scores = readings.scores[:, -1].tolist()
-            yield from (Step(step.row, step.token, step.text, tuple(scores[step.row])) for step in steps)
+            yield from ((row, tuple(scores[row])) for row in rows)
+
+
+def in_force(texts: Sequence[ReplyText]) -> list[bool]:
+    """For each row whether steering is in force where its next token is chosen."""
+    return [text.steered for text in texts]
+
+
+def where_in_force(steerings: Sequence[Steering], forced: Sequence[bool]) -> Sequence[Steering]:
+    """Steerings of rows, and none where it is not in force."""
+    if all(forced):
+        return steerings
+    return [steering if on else Steering() for steering, on in zip(steerings, forced, strict=True)]
 
 
 def _stream_elsewhere(
@@ -187,32 +245,70 @@ def _stream_elsewhere(
     readers = {l: matrix for l, (_, matrix, _) in readings.readers().items()}
     reads = bool(probes) or means is not None
     most = None if means is None else means.most
+    measured = [means is not None or bool(steering) for steering in steerings]
+    thoughts = _thoughts_elsewhere(model, prompts, measured, sampling)
+    begun = [(*prompt, *thought) for prompt, thought in zip(prompts, thoughts, strict=True)]
     asked = [
         replace(
             row,
             # The last token's state is there only when one more has been chosen.
-            new=sampling.max_tokens + reads,
+            new=sampling.max_tokens - len(thought) + reads,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             seed=sampling.seed,
             ends=model.end_tokens,
             readers=readers,
-            since=len(row.tokens),
+            since=len(prompt),
             spans=((len(row.tokens), None if most is None else len(row.tokens) + most),) if means is not None else (),
         )
-        for row in steered_passages(prompts, steerings)
+        for row, prompt, thought in zip(steered_passages(begun, steerings), prompts, thoughts, strict=True)
     ]
     found = model.engine.run(asked)
     if means is not None:
         means.fill(torch.stack([heard.means[0] for heard in found]))
-    decoders = [Decoder(model.tokenizer) for _ in prompts]
+    said = [(*thought, *heard.tokens) for thought, heard in zip(thoughts, found, strict=True)]
     scores = [readings.put(heard.scores).tolist() for heard in found]
-    for place in range(sampling.max_tokens):
-        for row, heard in enumerate(found):
-            if place < len(heard.tokens):
-                token = heard.tokens[place]
-                told = tuple(scores[row][place]) if probes else ()
-                yield Step(row, token, decoders[row].push(token), told)
+    texts = [model.thoughts.follow(model.tokenizer, prompt) for prompt in prompts]
+
+    def tokens() -> Iterator[tuple[int, tuple[float, ...]]]:
+        for place in range(sampling.max_tokens):
+            for row, reply in enumerate(said):
+                if place < len(reply):
+                    texts[row].push(reply[place])
+                    yield row, tuple(scores[row][place]) if probes else ()
+
+    yield from _worded(texts, tokens())
+
+
+def _thoughts_elsewhere(
+    model: Model, prompts: Sequence[Sequence[int]], measured: Sequence[bool], sampling: Sampling
+) -> list[tuple[int, ...]]:
+    """Tokens of the thoughts before replies that are steered or measured, where thoughts are not.
+
+    An engine steers from a place on that it is given beforehand, so the thought is made first, without steering.
+    """
+    assert model.engine is not None
+    texts = [model.thoughts.follow(model.tokenizer, prompt) for prompt in prompts]
+    rows = [row for row, (text, on) in enumerate(zip(texts, measured, strict=True)) if on and not text.steered]
+    asked = [
+        Passage(
+            tuple(prompts[row]),
+            new=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
+            ends=model.end_tokens,
+        )
+        for row in rows
+    ]
+    found = model.engine.run(asked) if asked else []
+    thoughts: list[tuple[int, ...]] = [()] * len(prompts)
+    for row, heard in zip(rows, found, strict=True):
+        for token in heard.tokens[: sampling.max_tokens]:
+            texts[row].push(token)
+        texts[row].end()
+        thoughts[row] = tuple(word.token for word in texts[row].words if word.thought)
+    return thoughts
 
 
 LIKELIEST = 2048
@@ -266,15 +362,19 @@ def complete(
     steps: list[list[Step]] = [[] for _ in prompts]
     for step in stream(model, prompts, steerings, probes, sampling):
         steps[step.row].append(step)
-    return [gather(prompt, row, probes) for prompt, row in zip(prompts, steps, strict=True)]
+    return [gather(model, prompt, row, probes) for prompt, row in zip(prompts, steps, strict=True)]
 
 
-def gather(prompt: Sequence[int], steps: Sequence[Step], probes: Sequence[Probe]) -> Reply:
-    """Put the steps of one row together."""
-    scores = torch.tensor([step.scores for step in steps]).reshape(len(steps), len(probes))
-    readout = Readout(tuple(step.text for step in steps), tuple(probe.name for probe in probes), scores)
-    tokens = tuple(step.token for step in steps)
-    return Reply(tuple(prompt), tokens, "".join(readout.tokens).strip(), readout)
+def gather(model: Model, prompt: Sequence[int], steps: Sequence[Step], probes: Sequence[Probe]) -> Reply:
+    """Put the steps of one row together; what is thought counts for nothing, unless the model's thoughts are to."""
+    thought, said = ([step for step in steps if step.thought is which] for which in (True, False))
+    counted, before = (steps, ()) if model.thoughts.included else (said, tuple(step.token for step in thought))
+    scores = torch.tensor([step.scores for step in counted]).reshape(len(counted), len(probes))
+    readout = Readout(tuple(step.text for step in counted), tuple(probe.name for probe in probes), scores)
+    tokens = tuple(step.token for step in counted)
+    text, written = ("".join(step.text for step in part) for part in (said, thought))
+    unfinished = bool(thought) and not said and not is_finished(written)
+    return Reply((*prompt, *before), tokens, text.strip(), readout, clean_thought(written), len(thought), unfinished)
 
 
 def read_tokens(
@@ -282,8 +382,14 @@ def read_tokens(
 ) -> Readout:
     """Read a finished reply in one pass, under the steering it was made with."""
     scores = read_rows(model, [(prompt, reply)], probes, [steering or Steering()])[0][len(prompt[-1:]) :]
+    return Readout(tuple(pieces(model, reply)), tuple(probe.name for probe in probes), scores)
+
+
+def pieces(model: Model, tokens: Sequence[int]) -> list[str]:
+    """What each of some tokens adds to their text."""
     decoder = Decoder(model.tokenizer)
-    return Readout(tuple(decoder.push(token) for token in reply), tuple(probe.name for probe in probes), scores)
+    found = [decoder.push(token) for token in tokens]
+    return [*found[:-1], found[-1] + decoder.rest()] if found else []
 
 
 def read_rows(

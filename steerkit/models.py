@@ -20,6 +20,7 @@ from steerkit.errors import ModelError, PromptError
 from steerkit.fingerprints import Fingerprint
 from steerkit.passages import Engine, Passage
 from steerkit.runners import Cache, LeanRunner, Runner, chain, sees_everything, select_rows, trimmed
+from steerkit.thinking import Thoughts, find_tags
 
 Message = Mapping[str, str]
 """One turn of a chat: `role` (system, user or assistant) and `content`."""
@@ -115,6 +116,14 @@ class Model:
         ends = getattr(config, "eos_token_id", None)
         listed = ends if isinstance(ends, list) else [ends]
         return frozenset(end for end in [*listed, self.tokenizer.eos_token_id] if end is not None)
+
+    @cached_property
+    def thoughts(self) -> Thoughts:
+        """What becomes of what it thinks before a reply."""
+        template = self.tokenizer.chat_template or ""
+        written = template if isinstance(template, str) else "\n".join(template.values())
+        tags = find_tags(written, self.tokenizer)
+        return Thoughts(tags, expected=any(each.opening in written or each.closing in written for each in tags))
 
     @cached_property
     def fingerprint(self) -> Fingerprint:

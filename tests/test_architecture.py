@@ -50,6 +50,7 @@ TIERS = [
         "fingerprints",
         "passages",
         "decoding",
+        "thinking",
         "weights",
         "tints",
         "runners",

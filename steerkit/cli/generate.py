@@ -165,7 +165,7 @@ def _plain(
     """One reply as the JSON that scripts rely on."""
     from steerkit.generation import gather
 
-    reply = gather((), steps, probes)
+    reply = gather(model, (), steps, probes)
     names = reply.readout.probes
     return {
         "model": model.name,
