@@ -76,10 +76,10 @@ class Decoder:
         """The text of some tokens, as the tokenizer gives it at once."""
         if self._backend is not None:
             return str(self._backend.decode(list(tokens), skip_special_tokens=self._skip_special))
+        # A model may have more tokens than its tokenizer; those have no text, but not every tokenizer says so.
+        known = [token for token in tokens if token < len(self._tokenizer)]
         return str(
-            self._tokenizer.decode(
-                list(tokens), skip_special_tokens=self._skip_special, clean_up_tokenization_spaces=False
-            )
+            self._tokenizer.decode(known, skip_special_tokens=self._skip_special, clean_up_tokenization_spaces=False)
         )
 
     def _show(self, text: str) -> str:

@@ -164,6 +164,14 @@ def test_pieces_of_any_tokens_are_what_the_tokenizer_makes_of_them(kind: str, da
     check(tokenizer, data.draw(some.lists(token, max_size=30)))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_beyond_the_tokenizer_have_no_text(kind: str) -> None:
+    tokenizer = KINDS[kind]()
+    tokens = tokenizer("hello", add_special_tokens=False).input_ids
+    beyond = len(tokenizer) + 5
+    assert "".join(pieces_of(tokenizer, [beyond, *tokens, beyond])) == whole(tokenizer, tokens)
+
+
 @pytest.mark.parametrize("kind", ["sentencepiece", "unigram", "python"])
 def test_a_character_in_bytes_comes_whole(kind: str) -> None:
     tokenizer = KINDS[kind]()

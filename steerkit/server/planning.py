@@ -155,12 +155,13 @@ class Planner:
         """Tokens of a request's prompts; nothing here runs the model, so that long texts do not make others wait.
 
         Raises:
-            ApiFault: a prompt is empty, too long with its reply, or not text.
+            ApiFault: a prompt is empty, too long with its reply, or not text, or has tokens that the model has not.
         """
         notes = wish.notes()
         with self._tokenizing:
             prompts = self._chat(wish) if isinstance(wish, ChatWish) else self._texts(wish)
             notes += self.model.notes if isinstance(wish, ChatWish) else []
+        self._check_tokens(prompts, self._field(wish))
         wanted = wish.longest
         if wanted is None and isinstance(wish, TextWish):
             wanted = 16
@@ -185,16 +186,22 @@ class Planner:
 
     def _texts(self, wish: Wish) -> list[list[int]]:
         assert isinstance(wish, TextWish)
-        size = len(self.model.tokenizer)
-        found = []
-        for prompt in wish.prompts:
-            tokens = list(self.model.tokenizer(prompt).input_ids) if isinstance(prompt, str) else prompt
-            if any(not 0 <= token < size for token in tokens):
-                raise ApiFault(400, f"a token of the prompt is not one of 0 to {size - 1}", "prompt")
-            found.append(tokens)
+        found = [
+            list(self.model.tokenizer(prompt).input_ids) if isinstance(prompt, str) else prompt
+            for prompt in wish.prompts
+        ]
         if not found or not all(found):
             raise ApiFault(400, "a prompt is empty; give the model something to go on with", "prompt")
         return found
+
+    def _check_tokens(self, prompts: Sequence[Sequence[int]], field: str) -> None:
+        """A token without an embedding would end the pass of everybody. A tokenizer may have such tokens, too."""
+        size = self.model.original.get_input_embeddings().weight.shape[0]
+        wrong = next((token for prompt in prompts for token in prompt if not 0 <= token < size), None)
+        if wrong is not None:
+            written = str(wrong) if abs(wrong) < 10**12 else "a number of more than 12 digits"
+            told = f"the prompt has the token {written}, and {self.model.name} has the tokens 0 to {size - 1}"
+            raise ApiFault(400, f"{told}; leave it out", field, "unknown_token")
 
     @staticmethod
     def _field(wish: Wish) -> str:

@@ -11,9 +11,12 @@ from steerkit.server.faults import ApiFault
 
 W = TypeVar("W", bound="Wish")
 Stop = Annotated[str, Field(min_length=1, max_length=200)]
+Token = Annotated[int, Field(strict=True)]
+"""A token's number, which `true` is not."""
 NOTHING = (None, [], {}, False, "")
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("tools", "functions", "audio", "web_search_options", "logit_bias", "echo", "suffix"), NOTHING),
+    **dict.fromkeys(("stop_token_ids", "allowed_token_ids", "bad_words", "prompt_embeds", "prompt_logprobs"), NOTHING),
     **dict.fromkeys(("tool_choice", "function_call"), (None, "none", "auto")),
     "modalities": (None, ["text"]),
     "response_format": (None, {"type": "text"}),
@@ -146,7 +149,7 @@ class ChatWish(Wish):
 class TextWish(Wish):
     """The body of `/v1/completions`."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | list[str] | list[Token] | list[list[Token]]
     logprobs: int | None = Field(None, ge=0, le=20)
 
     @property
