@@ -54,7 +54,9 @@ class Said:
     scores: tuple[float, ...] = ()
     """One score a probe."""
     thought: bool = False
-    """Whether it is part of a thought, or of the tags around it; the text has those too."""
+    """Whether it is part of a thought, or of the tags around it, which have no text."""
+    open: bool = False
+    """Whether the thought goes on behind it."""
     chance: float | None = None
     """Its log probability at temperature 1, where it was asked for."""
     likeliest: tuple[tuple[int, float], ...] = ()
@@ -97,7 +99,7 @@ class _Row:
         found = []
         while self.text.words and len(self.said) > self.unread:
             word = self.text.words.popleft()
-            found.append(replace(self.said.popleft(), text=word.text, thought=word.thought))
+            found.append(replace(self.said.popleft(), text=word.text, thought=word.thought, open=word.open))
         return found
 
     def end(self, reason: str) -> list[Said | Done]:

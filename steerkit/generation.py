@@ -25,7 +25,7 @@ from steerkit.passages import Passage
 from steerkit.passes import Means, merge, prefill, steered_passages
 from steerkit.readings import Probe, Readings
 from steerkit.steering import Steering, edits
-from steerkit.thinking import ReplyText, clean_thought, is_finished
+from steerkit.thinking import ReplyText
 
 Steerings = Callable[[int], Sequence[Steering]]
 """One steering per row, asked for before the reply's token of that number is chosen; as long as it is the same object,
@@ -59,7 +59,9 @@ class Step:
     scores: tuple[float, ...] = ()
     """One score a probe."""
     thought: bool = False
-    """Whether it is part of a thought, or of the tags around it; the text has those too."""
+    """Whether it is part of a thought, or of the tags around it, which have no text."""
+    open: bool = False
+    """Whether the thought goes on behind it."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ def _worded(texts: Sequence[ReplyText], tokens: Iterable[tuple[int, tuple[float,
     def settled(row: int) -> Iterator[Step]:
         while scores[row] and texts[row].words:
             word = texts[row].words.popleft()
-            yield Step(row, word.token, word.text, scores[row].popleft(), word.thought)
+            yield Step(row, word.token, word.text, scores[row].popleft(), word.thought, word.open)
 
     for row, read in tokens:
         scores[row].append(read)
@@ -372,9 +374,9 @@ def gather(model: Model, prompt: Sequence[int], steps: Sequence[Step], probes: S
     scores = torch.tensor([step.scores for step in counted]).reshape(len(counted), len(probes))
     readout = Readout(tuple(step.text for step in counted), tuple(probe.name for probe in probes), scores)
     tokens = tuple(step.token for step in counted)
-    text, written = ("".join(step.text for step in part) for part in (said, thought))
-    unfinished = bool(thought) and not said and not is_finished(written)
-    return Reply((*prompt, *before), tokens, text.strip(), readout, clean_thought(written), len(thought), unfinished)
+    text, written = ("".join(step.text for step in part).strip() for part in (said, thought))
+    unfinished = bool(steps) and steps[-1].open
+    return Reply((*prompt, *before), tokens, text, readout, written, len(thought), unfinished)
 
 
 def read_tokens(

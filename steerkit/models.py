@@ -6,6 +6,7 @@ after block `l`: TransformerLens' `blocks.{l}.hook_out`, Hugging Face's `hidden_
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -124,6 +125,12 @@ class Model:
         written = template if isinstance(template, str) else "\n".join(template.values())
         tags = find_tags(written, self.tokenizer)
         return Thoughts(tags, expected=any(each.opening in written or each.closing in written for each in tags))
+
+    def with_thoughts(self, thoughts: Thoughts) -> Model:
+        """The same model, with the same weights and notes, that does something else with its thoughts."""
+        other = copy.copy(self)
+        other.__dict__["thoughts"] = thoughts
+        return other
 
     @cached_property
     def fingerprint(self) -> Fingerprint:

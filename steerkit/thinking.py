@@ -28,6 +28,8 @@ class Tags:
     """The pattern of an opening, where it is not the same everywhere."""
     closes: str = ""
     """The pattern of an end, where it is not the same everywhere."""
+    between: str = ""
+    """The pattern of what may stand in between, where one reply may have several thoughts."""
 
     def find_end(self, text: str) -> re.Match[str] | None:
         """The first end of a thought."""
@@ -42,11 +44,14 @@ class Tags:
         return re.search(f"(?:{self.closes or re.escape(self.closing)})\\s*\\Z", text) is not None
 
 
+_TURN = r"(?:<\|(?:im_)?end\|>)?(?:<\|(?:im_)?start\|>assistant)?\s*"
+_HEADER = r"[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>"
 HARMONY = Tags(
-    "<|channel|>",
-    "<|channel|>final<|message|>",
-    r"<\|channel\|>(?!final)[^<]*<\|message\|>",
-    r"<\|channel\|>\s*final[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>",
+    opening="<|channel|>",
+    closing="<|channel|>final<|message|>",
+    opens=rf"<\|channel\|>(?!\s*final){_HEADER}",
+    closes=rf"{_TURN}<\|channel\|>\s*final{_HEADER}",
+    between=rf"{_TURN}<\|channel\|>{_HEADER}",
 )
 """Channels: the last one is the reply, and before it there may be several thoughts."""
 KNOWN = (
@@ -62,11 +67,9 @@ KNOWN = (
     Tags("<|channel>thought", "<channel|>"),
     HARMONY,
 )
-BETWEEN = re.compile(r"<\|(?:im_)?(?:end|start)\|>(?:assistant)?|<\|channel\|>.*?(?:<\|message\|>|\Z)", re.DOTALL)
-"""What stands around the thoughts of one reply where there are channels."""
 TAIL = 64
 """So many tokens at the end of a prompt say whether a thought is open."""
-LONGEST_TAG = 120
+LONGEST_TAG = 200
 """No tag has more characters."""
 
 
@@ -92,6 +95,58 @@ def _described_tags(tokenizer: Any) -> Iterator[Tags]:
             yield Tags(opening.strip(), closing.strip())
 
 
+class Untagger:
+    """Takes the text of a thought as it comes, and lets it through without its tags, up to its end."""
+
+    def __init__(self, tags: Tags) -> None:
+        self.behind: str | None = None
+        """What stands behind the end, once there is one."""
+        self._tags = tags
+        self._held = ""
+        self._begun = False
+
+    def push(self, text: str) -> str:
+        """The text that is settled: what may be the beginning of a tag, and white space before one, is held back."""
+        self._held += text
+        if end := self._tags.find_end(self._held):
+            thought, self.behind, self._held = self._held[: end.start()], self._held[end.end() :], ""
+            return self._through(self._without_markup(thought).rstrip())
+        self._held = self._without_markup(self._held)
+        settled = self._held[: self._tag_begins()].rstrip()
+        self._held = self._held[len(settled) :]
+        return self._through(settled)
+
+    def rest(self) -> str:
+        """What was held back, where nothing more comes; half a tag is no thought."""
+        place, held, self._held = self._tag_begins(), self._held, ""
+        return self._through(held.rstrip() if len(held) - place == 1 else held[:place].rstrip())
+
+    def _without_markup(self, text: str) -> str:
+        return re.sub(rf"\s*{self._tags.between}\s*", "\n", text) if self._tags.between else text
+
+    def _tag_begins(self) -> int:
+        """Where in what is held a tag may begin of which the end is missing."""
+        if not self._tags.between:
+            return len(self._held) - overlap(self._held, self._tags.closing)
+        begins = re.search(r"<(?:\||\Z)", self._held[-LONGEST_TAG:])
+        return max(len(self._held) - LONGEST_TAG, 0) + begins.start() if begins else len(self._held)
+
+    def _through(self, text: str) -> str:
+        text = text if self._begun else text.lstrip()
+        self._begun = self._begun or bool(text)
+        return text
+
+
+def overlap(text: str, stop: str) -> int:
+    """How much of the end of a text is the beginning of a stop text.
+
+    >>> overlap("the E", "END"), overlap("THE END", "END")
+    (1, 0)
+    """
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
+
+
 def split_thought(text: str, tags: Sequence[Tags] = KNOWN) -> tuple[str, str]:
     r"""A written reply's thought and the reply; a thought that has no end leaves no reply.
 
@@ -101,12 +156,16 @@ def split_thought(text: str, tags: Sequence[Tags] = KNOWN) -> tuple[str, str]:
     ('Who?', 'I am a computer.')
     >>> split_thought("In HTML there is no <think> tag.")
     ('', 'In HTML there is no <think> tag.')
+    >>> channels = "<|channel|>analysis<|message|>Who?<|end|><|start|>assistant<|channel|>final<|message|>I am."
+    >>> split_thought(channels)
+    ('Who?', 'I am.')
     """
     for each in tags:
         end = each.find_end(text)
         if text.lstrip().startswith(each.opening) or (end and _stands_alone(text, end)):
-            place = end.end() if end else len(text)
-            return clean_thought(text[:place]), text[place:].strip()
+            untagger = Untagger(each)
+            thought = untagger.push(text if each.between else text.lstrip().removeprefix(each.opening))
+            return thought + untagger.rest(), (untagger.behind or "").strip()
     return "", text
 
 
@@ -116,26 +175,6 @@ def _stands_alone(text: str, end: re.Match[str]) -> bool:
     return (not before or before.endswith("\n")) and (not behind or behind.startswith("\n"))
 
 
-def clean_thought(written: str) -> str:
-    """A thought without its tags.
-
-    >>> clean_thought("<|channel|>analysis<|message|>Who?<|end|><|start|>assistant<|channel|>final<|message|>")
-    'Who?'
-    """
-    text = written.strip()
-    for each in KNOWN:
-        if each is not HARMONY:
-            text = text.removeprefix(each.opening).removesuffix(each.closing)
-    if HARMONY.opening in text:
-        text = "\n".join(part.strip() for part in BETWEEN.split(text) if part.strip())
-    return text.strip()
-
-
-def is_finished(written: str) -> bool:
-    """Whether a thought, with its tags, has come to its end."""
-    return any(each.is_closed(written) for each in KNOWN)
-
-
 @dataclass(frozen=True)
 class Word:
     """A token of what a model writes, and its text."""
@@ -143,9 +182,11 @@ class Word:
     token: int
     """The token's number."""
     text: str
-    """What it adds; empty while a character is still incomplete. Thoughts have theirs with all tags."""
+    """What it adds to the reply, or to the thought before it; empty where it completes no character, or is a tag."""
     thought: bool = False
     """Whether it belongs to a thought or its tags."""
+    open: bool = False
+    """Whether the thought goes on behind it."""
 
 
 class Stage(Enum):
@@ -191,13 +232,14 @@ class ReplyText:
         self._written = Decoder(tokenizer, skip_special=False)
         self._held: list[Word] = []
         self._seen = ""
+        self._untagger: Untagger | None = None
         self._in_reply = False
         self._stage = self._stage_behind(self._written.decode(prompt[-TAIL:]) if thoughts.tags else "")
 
     def _stage_behind(self, prompt: str) -> Stage:
         tags = self._thoughts.tags
-        self._open = [each for each in tags if each.is_open(prompt)]
-        if self._open:
+        self._untagger = next((Untagger(each) for each in tags if each.is_open(prompt)), None)
+        if self._untagger:
             return Stage.THOUGHT
         return Stage.REPLY if not tags or any(each.is_closed(prompt) for each in tags) else Stage.UNDECIDED
 
@@ -218,30 +260,34 @@ class ReplyText:
             self._say(token)
             return
         text = self._written.push(token)
-        self._seen += text
-        if self._stage is Stage.THOUGHT:
-            self._settle()
-        self._held.append(Word(token, text, thought=True))
         self._in_reply = self._stage is Stage.UNDECIDED and not self._thoughts.expected
         if self._stage is Stage.UNDECIDED:
+            self._held.append(Word(token, "", thought=True, open=True))
+            self._seen += text
             self._decide()
-        if self._stage is Stage.THOUGHT:
-            self._think()
+        else:
+            self._settle()
+            self._held.append(Word(token, "", thought=True, open=True))
+            self._think(text)
 
     def end(self) -> None:
         """No more tokens come: what was held back is settled as it is."""
         if self._stage is Stage.UNDECIDED:
             self._begin_reply()
-        rest = (self._written if self._stage is Stage.THOUGHT else self._reply).rest()
+        if self._stage is Stage.THOUGHT and self._untagger is not None:
+            rest = self._untagger.push(self._written.rest()) + self._untagger.rest()
+        else:
+            rest = self._reply.rest()
         if self._held:
             self._held[-1] = replace(self._held[-1], text=self._held[-1].text + rest)
         self._settle()
 
     def _decide(self) -> None:
         begins = self._seen.lstrip()
-        self._open = [each for each in self._thoughts.tags if begins.startswith(each.opening)]
-        if self._open:
-            self._stage = Stage.THOUGHT
+        opened = next((each for each in self._thoughts.tags if begins.startswith(each.opening)), None)
+        if opened is not None:
+            self._stage, self._untagger = Stage.THOUGHT, Untagger(opened)
+            self._think(begins if opened.between else begins.removeprefix(opened.opening))
         elif begins and not any(each.opening.startswith(begins) for each in self._thoughts.tags):
             self._begin_reply()
 
@@ -250,18 +296,19 @@ class ReplyText:
         for word in held:
             self._say(word.token)
 
-    def _think(self) -> None:
+    def _think(self, text: str) -> None:
+        """Take the text of the latest token, which is part of a thought."""
+        assert self._untagger is not None
         self._in_reply = False
-        ends = [end for each in self._open if (end := each.find_end(self._seen))]
-        if ends:
+        thought, behind = self._untagger.push(text), self._untagger.behind
+        latest = replace(self._held[-1], text=thought, open=behind is None)
+        if behind is not None:
             self._stage = Stage.REPLY
-            behind = self._seen[min(end.end() for end in ends) :]
             if behind.strip():
-                # A token that ends the thought and begins the reply is part of the reply.
-                self._held[-1] = Word(self._held[-1].token, behind)
-                self._in_reply = True
-        self._seen = self._seen[-LONGEST_TAG:]
-        if ends or not self._written.waiting:
+                # A token that ends the thought and begins the reply belongs to the reply.
+                latest, self._in_reply = Word(latest.token, behind), True
+        self._held[-1] = latest
+        if behind is not None:
             self._settle()
 
     def _say(self, token: int) -> None:
