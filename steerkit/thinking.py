@@ -175,6 +175,17 @@ def _stands_alone(text: str, end: re.Match[str]) -> bool:
     return (not before or before.endswith("\n")) and (not behind or behind.startswith("\n"))
 
 
+def unfinished_note(n_cut: int, n: int, longest: str, off: str) -> str:
+    """What is to be said of replies that ended within their thoughts.
+
+    >>> unfinished_note(1, 1, "--max-tokens", "--thinking off")
+    'the reply ended within its thought, so it is empty; raise --max-tokens, or try --thinking off'
+    """
+    which = "the reply" if n == 1 else f"{n_cut} of {n} replies"
+    its, it_is = ("its thought", "it is") if n == 1 else ("their thoughts", "they are")
+    return f"{which} ended within {its}, so {it_is} empty; raise {longest}, or try {off}"
+
+
 @dataclass(frozen=True)
 class Word:
     """A token of what a model writes, and its text."""
@@ -234,6 +245,8 @@ class ReplyText:
         self._seen = ""
         self._untagger: Untagger | None = None
         self._in_reply = False
+        self._blank = False
+        """Whether there is only white space behind the thought, which separates it from the reply."""
         self._stage = self._stage_behind(self._written.decode(prompt[-TAIL:]) if thoughts.tags else "")
 
     def _stage_behind(self, prompt: str) -> Stage:
@@ -303,10 +316,10 @@ class ReplyText:
         thought, behind = self._untagger.push(text), self._untagger.behind
         latest = replace(self._held[-1], text=thought, open=behind is None)
         if behind is not None:
-            self._stage = Stage.REPLY
+            self._stage, self._blank = Stage.REPLY, not behind.strip()
             if behind.strip():
                 # A token that ends the thought and begins the reply belongs to the reply.
-                latest, self._in_reply = Word(latest.token, behind), True
+                latest, self._in_reply = Word(latest.token, behind.lstrip()), True
         self._held[-1] = latest
         if behind is not None:
             self._settle()
@@ -314,7 +327,11 @@ class ReplyText:
     def _say(self, token: int) -> None:
         self._in_reply = True
         self._settle()
-        self._held.append(Word(token, self._reply.push(token)))
+        text = self._reply.push(token)
+        if self._blank:
+            text = text.lstrip()
+            self._blank = not text
+        self._held.append(Word(token, text))
         if not self._reply.waiting:
             self._settle()
 
