@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from tokenizers.decoders import DecodeStream
-
 HALF = "\ufffd"
 """What stands for a part of a character."""
 BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
@@ -99,6 +97,8 @@ class Decoder:
         """What gives the text that tokens add, a few at a time, behind some that have been shown."""
         if self._backend is None:
             return _Window(self.decode, tokens, len(tokens)).step
+        from tokenizers.decoders import DecodeStream
+
         return partial(DecodeStream(ids=tokens, skip_special_tokens=self._skip_special).step, self._backend)
 
 

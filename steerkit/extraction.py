@@ -114,6 +114,7 @@ class Audit:
     refusals: int = 0
     label_echoes: int = 0
     empty: int = 0
+    unfinished: int = 0
     positive_tokens: int = 0
     negative_tokens: int = 0
     examples: list[dict[str, str]] = field(default_factory=list)
@@ -135,7 +136,10 @@ class Audit:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for the vector's provenance."""
-        return {**asdict(self), "length_ratio": round(self.length_ratio, 3)}
+        told = {**asdict(self), "length_ratio": round(self.length_ratio, 3)}
+        if not self.unfinished:
+            del told["unfinished"]
+        return told
 
 
 def audit_warnings(audit: Mapping[str, Any]) -> list[str]:
@@ -149,6 +153,8 @@ def audit_warnings(audit: Mapping[str, Any]) -> list[str]:
         found.append(f"replies differ in length ({ratio:.2f} to 1); the direction may be about length")
     if audit["empty"]:
         found.append(f"{audit['empty']} pairs were left out because one side said nothing")
+    if audit.get("unfinished"):
+        found.append(f"{audit['unfinished']} replies ended within their thoughts, and their pairs were left out")
     return found
 
 
@@ -214,7 +220,7 @@ def extract(
 
     Raises:
         PromptError: a prompt and its reply exceed the context.
-        SteerkitError: every reply was empty.
+        SteerkitError: every reply was empty, or ended within its thought.
     """
     recipe = recipe or Recipe()
     trained = recipe.estimator == TRAINED
@@ -226,6 +232,11 @@ def extract(
             audit.take(positive, negative, pair.positive.labels)
             if trained:
                 lessons.append(Lesson(case.bare, positive.tokens, negative.tokens))
+    if sums.n == 0 and audit.unfinished:
+        raise SteerkitError(
+            f"no two replies of {model.name} came out of their thoughts in {recipe.max_tokens} tokens; use --thinking "
+            "off where the model has it, raise --max-tokens, or try --reading prompt"
+        )
     if sums.n == 0:
         raise SteerkitError(f"{model.name} said nothing to any question; try --reading prompt")
     positive, negative = sums.sides()
@@ -286,6 +297,7 @@ def contrasts(
         kept = [i for i, sides in enumerate(zip(*_halves(heard), strict=True)) if all(sides)]
         if audit is not None:
             audit.empty += len(batch) - len(kept)
+            audit.unfinished += sum(reply.unfinished for reply in replies)
         sides = list(zip(*_halves(replies), strict=True)) if replies else []
         yield Contrast(
             [batch[i] for i in kept], [sides[i] for i in kept] if sides else [], positive[kept], negative[kept]

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from steerkit.decoding import Decoder
-from steerkit.errors import ModelError, PromptError
+from steerkit.errors import ModelError, PromptError, SteerkitError
 from steerkit.models import Message, Model
 from steerkit.passages import Passage
 from steerkit.passes import Means, merge, prefill, steered_passages
@@ -377,6 +377,23 @@ def gather(model: Model, prompt: Sequence[int], steps: Sequence[Step], probes: S
     text, written = ("".join(step.text for step in part).strip() for part in (said, thought))
     unfinished = bool(steps) and steps[-1].open
     return Reply((*prompt, *before), tokens, text, readout, written, len(thought), unfinished)
+
+
+def require_replies(model: Model, replies: Sequence[Reply]) -> None:
+    """See that there is something to measure where a model thinks before it replies; what is missing is told.
+
+    Raises:
+        SteerkitError: every reply ended within its thought.
+    """
+    n_cut = sum(reply.unfinished for reply in replies)
+    if n_cut and n_cut == len(replies):
+        longest = max(reply.n_thought for reply in replies)
+        raise SteerkitError(
+            f"every reply of {model.name} ended within its thought, the longest after {longest} tokens, so there is "
+            "nothing to measure; use --thinking off where the model has it, longer replies, or --steer-thoughts"
+        )
+    if n_cut:
+        model.note(f"{n_cut} of {len(replies)} replies ended within their thoughts and were left out")
 
 
 def read_tokens(

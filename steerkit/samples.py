@@ -155,7 +155,8 @@ class Measure:
         said: list[list[Tensor]] = [[] for _ in rows]
         prompts, plain = [row.prompt for row in rows], [Steering()] * len(rows)
         for step in stream(self._model, prompts, plain, self._probes, sampling, begun=begun):
-            said[step.row].append(torch.tensor(step.scores))
+            if not step.thought or self._model.thoughts.included:
+                said[step.row].append(torch.tensor(step.scores))
         return [torch.stack(row) if row else torch.zeros(0, len(self._probes)) for row in said]
 
 

@@ -175,6 +175,15 @@ def _stands_alone(text: str, end: re.Match[str]) -> bool:
     return (not before or before.endswith("\n")) and (not behind or behind.startswith("\n"))
 
 
+def folded(n: int, unit: str = "tokens", unfolded: bool = False) -> str:
+    """The line that stands for a thought.
+
+    >>> folded(123), folded(1, "words", unfolded=True)
+    ('▸ thought, 123 tokens', '▾ thought, 1 word')
+    """
+    return f"{'▾' if unfolded else '▸'} thought, {n} {unit if n != 1 else unit.removesuffix('s')}"
+
+
 def unfinished_note(n_cut: int, n: int, longest: str, off: str) -> str:
     """What is to be said of replies that ended within their thoughts.
 

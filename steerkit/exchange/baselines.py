@@ -34,7 +34,8 @@ def assistant_baseline(model: Model, progress: Progress = ignore_progress) -> Fl
         plain = [Steering()] * len(prompts)
         heard: set[int] = set()
         for step in stream(model, prompts, plain, (), Sampling(TOKENS), listener):
-            heard.add(step.row)
+            if not step.thought or model.thoughts.included:
+                heard.add(step.row)
             done += 1
             progress("extract", min(done, total), total)
         means.append(listener.values[sorted(heard)].cpu())
