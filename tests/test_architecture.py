@@ -54,6 +54,7 @@ TIERS = [
         "tints",
         "runners",
         "caches",
+        "chat_templates",
         "material",
         "origins",
     },
