@@ -104,6 +104,8 @@ class Chat:
     """Whether the model was held at the Assistant."""
     forgotten: int = field(default=0, compare=False)
     """How many of its oldest turns the model no longer reads, because they do not fit its context."""
+    template_date: str = ""
+    """The date that the model's chat template writes into it, if it writes one."""
 
     def messages(self) -> list[dict[str, str]]:
         """The chat as the model reads it: without what is forgotten, but always with the system message."""
@@ -118,6 +120,7 @@ class Chat:
         Raises:
             PromptError: not even the last message fits.
         """
+        model = model.at_date(self.template_date)
         n_tokens = len(model.tokenize(model.render(self.messages())))
         if n_tokens + room <= model.context:
             return self, model.chat_tokens(self.messages(), room)
@@ -144,6 +147,7 @@ class Chat:
     def written(self) -> str:
         """The lines that `save` writes."""
         head = {"steerkit": "chat", "format": FORMAT, "model": self.model, "steer": self.steer, "floor": self.floor}
+        head |= {"template_date": self.template_date} if self.template_date else {}
         lines = [head, *(said.to_json() for said in self.said)]
         return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
@@ -160,6 +164,7 @@ def load_chat(path: Path) -> tuple[Chat, str]:
         if head["steerkit"] != "chat" or head["format"] != FORMAT:
             raise ValueError(f"format {head['format']}")
         chat = Chat(str(head["model"]), steer=str(head["steer"]), floor=bool(head.get("floor", False)))
+        chat = replace(chat, template_date=str(head.get("template_date", "")))
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise PromptError(f"{path} is not a chat that steerkit saved; chat writes one with: ctrl+s") from error
     said: list[Said] = []
@@ -172,6 +177,15 @@ def load_chat(path: Path) -> tuple[Chat, str]:
                 raise PromptError(f"{path} line {number} is damaged ({error}); remove it to load the rest") from error
             notice = f"{path.name} was cut in line {number}; what stood before is here"
     return replace(chat, said=tuple(said)), notice
+
+
+def date_in(path: Path) -> str:
+    """The date that a chat template wrote into a chat that was saved; empty for any other file."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            return str(json.loads(file.readline()).get("template_date", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
 
 
 def read_chats(path: Path) -> list[list[dict[str, str]]]:

@@ -253,7 +253,7 @@ def extract(
 
 def extracting(model: Model, shared: Plain, progress: Progress) -> Callable[[Plain], Plain]:
     """The task: the file of a pair's vector, and the seconds it took."""
-    recipe = Recipe(**shared["recipe"])
+    recipe, model = Recipe(**shared["recipe"]), model.at_date(shared.get("template_date", ""))
     others = [SteeringVector.from_bytes(data) for data in shared["without"]]
 
     def extracted(piece: Plain) -> Plain:
@@ -266,9 +266,15 @@ def extracting(model: Model, shared: Plain, progress: Progress) -> Callable[[Pla
     return extracted
 
 
-def extraction_jobs(pairs: Iterable[Pair], recipe: Recipe, without: Sequence[SteeringVector] = ()) -> Iterator[Job]:
-    """What workers are asked for the vectors of some pairs, each less what it has in common with other vectors."""
-    shared = {"recipe": asdict(recipe), "without": [other.to_bytes() for other in without]}
+def extraction_jobs(
+    pairs: Iterable[Pair], recipe: Recipe, without: Sequence[SteeringVector] = (), date: str = ""
+) -> Iterator[Job]:
+    """What workers are asked for the vectors of some pairs, each less what it has in common with other vectors.
+
+    `date` is where the clock of the model's chat template stands for all of them, if it has one.
+    """
+    shared: Plain = {"recipe": asdict(recipe), "without": [other.to_bytes() for other in without]}
+    shared |= {"template_date": date} if date else {}
     for pair in pairs:
         yield Job(shared, pair.to_json(), pair.name)
 
@@ -358,6 +364,7 @@ def _provenance(model: Model, pair: Pair, recipe: Recipe, n_pairs: int, audit: A
         "n_pairs": n_pairs,
         "prompts_sha256": hashlib.sha256(prompts.encode()).hexdigest(),
         "model": model.name,
+        **model.template_identity,
         "audit": audit.to_json(),
         "versions": {name: version(name) for name in ("torch", "transformers", "transformer-lens")},
     }

@@ -486,28 +486,16 @@ def find_turns(model: Model, messages: Sequence[Message]) -> tuple[list[int], li
     Raises:
         PromptError: the chat exceeds the context, or the template rewrites what was said.
     """
-    text = model.render(messages, reply_follows=False)
-    plain = model.tokenizer.chat_template is None
-    encoded = model.tokenizer(text, add_special_tokens=plain, return_offsets_mapping=True)
-    ids, ends = list(encoded.input_ids), encoded.offset_mapping
-    if len(ids) > model.context:
-        raise PromptError(f"the chat has {len(ids)} tokens and {model.name} holds {model.context}; shorten it")
-    turns, cursor = [], 0
-    for i, message in enumerate(messages):
-        content = message["content"].strip()
-        start = text.find(content, max(cursor, _reply_start(model, messages[:i], message["role"], text)))
-        if start < 0:
-            raise PromptError(f"{model.name}'s chat template rewrites turn {i + 1}, so its words cannot be found again")
-        cursor = start + len(content)
-        # A token may begin with the space in front of a word; it belongs to the turn in which it ends.
-        inside = tuple(k for k, (_, end) in enumerate(ends) if start < end <= cursor)
-        turns.append(Span(message["role"], inside, tuple(text[ends[k][0] : ends[k][1]] for k in inside)))
-    return ids, turns
-
-
-def _reply_start(model: Model, before: Sequence[Message], role: str, text: str) -> int:
-    """Where an assistant's reply begins in a rendered chat, so that its words are not sought in a header."""
-    if role != "assistant" or not before:
-        return 0
-    head = model.render(before)
-    return len(head) if text.startswith(head) else 0
+    chat = model.rendered(messages, reply_follows=False)
+    tokens = model.template.encode(chat.text)
+    if len(tokens.ids) > model.context:
+        raise PromptError(f"the chat has {len(tokens.ids)} tokens and {model.name} holds {model.context}; shorten it")
+    turns = []
+    for i, (message, span) in enumerate(zip(messages, chat.spans, strict=True), 1):
+        if span is None:
+            raise PromptError(f"{model.name}'s chat template rewrites turn {i}, so its words cannot be found again")
+        said = chat.text[slice(*span)]
+        bare = span[0] + len(said) - len(said.lstrip()), span[0] + len(said.rstrip())
+        places, pieces = model.template.pieces(chat.text, tokens, bare if said.strip() else (span[0], span[0]))
+        turns.append(Span(message["role"], tuple(places), pieces))
+    return tokens.ids, turns

@@ -16,6 +16,7 @@ import torch
 
 from steerkit import weights
 from steerkit.adapters import Adapter, find_adapter, merge_adapter, split_adapter
+from steerkit.chat_templates import find_chat_template
 from steerkit.errors import ModelError, SteerkitError, nearest
 from steerkit.fingerprints import Fingerprint
 from steerkit.models import HookPoints, Model, final_norm
@@ -81,6 +82,7 @@ def _load_head(source: str, title: str, device: torch.device, dtype: torch.dtype
         raise ModelError(f"{title} has a last norm that steerkit does not know; use --engine local")
     # No wrapping here: nobody can hook blocks that are somewhere else.
     tokenizer = AutoTokenizer.from_pretrained(source, add_bos_token=True)
+    tokenizer.chat_template = find_chat_template(source, tokenizer)
     return Model(title, *shape, original, HookPoints(lambda: None), tokenizer, source=source)
 
 
@@ -91,7 +93,10 @@ def load_tuned(base: Model, adapter: Adapter) -> Model:
         ModelError: the adapter belongs to another model, or is damaged.
     """
     with _explained(base.name, base.source):
-        return _load(base.source, base.name, base.device, base.dtype, (adapter, base.fingerprint))
+        tuned = _load(base.source, base.name, base.device, base.dtype, (adapter, base.fingerprint))
+    # What is compared with the base reads the same texts, with the same date in them.
+    tuned.template_options = base.template_options
+    return tuned
 
 
 def model_kind(name: str | None) -> str:
@@ -145,7 +150,7 @@ def _load(
         shape = int(bridge.cfg.n_layers), int(bridge.cfg.d_model), int(bridge.cfg.n_ctx)
         model = Model(title, *shape, bridge.original_model, HookPoints(lambda: bridge), bridge.tokenizer)
         model.runner = _find_runner(model)
-    model.source = source
+    model.source, model.tokenizer.chat_template = source, find_chat_template(source, model.tokenizer)
     if tuned is not None:
         adapter, model.base = tuned
         model.name, model.adapter = f"{title}+{adapter.name}", adapter.digest

@@ -151,9 +151,8 @@ def item_rows(model: Model, items: Sequence[Item], before: Sequence[Message] = (
     """Both replies of every item, the persona's first, as rows; `before` comes before each question."""
     rows: list[Row] = []
     for item in items:
-        replies = [model.reply_tokens(reply) for reply in (item.reply, item.assistant_reply)]
-        prompt = model.chat_tokens([*before, {"role": "user", "content": item.question}], max(map(len, replies)))
-        rows += [(prompt, reply) for reply in replies]
+        chat = [*before, {"role": "user", "content": item.question}]
+        rows += model.reply_rows(chat, (item.reply, item.assistant_reply))
     return rows
 
 
@@ -238,7 +237,8 @@ def write_texts(
         for k in range(len(part)):
             require_replies(model, replies[k * len(prompts) : (k + 1) * len(prompts)])
         # Whoever says nothing chose to end at once, and what that choice costs counts too.
-        said = [() if reply.unfinished else reply.tokens or (min(model.end_tokens),) for reply in replies]
+        ending = () if model.end_token is None else (model.end_token,)
+        said = [() if reply.unfinished else reply.tokens or ending for reply in replies]
         rows = [(reply.prompt, steering) for reply, (_, steering) in zip(replies, rows, strict=True)]
         found = _costs(model, list(zip(rows, said, strict=True))) if costs else []
         for k in range(len(part)):
@@ -292,8 +292,7 @@ def capability(model: Model, steerings: Sequence[Steering]) -> Float[Tensor, " k
 
     The prose stands where a reply would, so it is steered from its first token on.
     """
-    prompt = model.chat_tokens([{"role": "user", "content": "Write a short paragraph."}])
-    rows: list[Row] = [(prompt, model.reply_tokens(text)) for text in neutral("texts")]
+    rows: list[Row] = [*model.reply_rows([{"role": "user", "content": "Write a short paragraph."}], neutral("texts"))]
     scores = score_replies(model, rows, steerings)
     return -scores.totals.sum(-1) / scores.lengths.sum()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
@@ -93,6 +93,67 @@ def _described_tags(tokenizer: Any) -> Iterator[Tags]:
         opening, closing = (fields.get(name, {}).get(end) for end in ("open", "close"))
         if isinstance(opening, str) and isinstance(closing, str) and opening.strip() and closing.strip():
             yield Tags(opening.strip(), closing.strip())
+
+
+MODES = ("auto", "on", "off")
+"""Whether a chat template is asked for thoughts."""
+_NAME = re.compile(r"(?<![\w.'\"])\w*(?:think|reason)\w*(?![\w'\"])")
+_INVERTED = re.compile(r"(?:^|_)(?:no|skip|disable|without|hide|suppress)(?:_|(?=think|reason))")
+_NO_EFFORT = ("none", "no_think", "off", "disabled")
+_SOME_EFFORT = ("medium", "high", "low")
+
+
+@dataclass(frozen=True)
+class Switch:
+    """A variable of a chat template that lets a model think before it replies, or keeps it from that."""
+
+    name: str
+    """What the template calls it."""
+    on: Any
+    """The value at which it thinks."""
+    off: Any
+    """The value at which it does not."""
+    default: str
+    """What the template does without it: as `on`, as `off`, or otherwise, which is `auto`."""
+
+    def mode(self, variables: Mapping[str, Any]) -> str:
+        """Where it stands among variables that a template is given."""
+        if self.name not in variables:
+            return "auto"
+        value = variables[self.name]
+        return "on" if value == self.on else "off" if value == self.off else "auto"
+
+
+def find_switch(template: str, render: Callable[[Mapping[str, Any]], str]) -> Switch | None:
+    """The switch of a chat template: a variable named after thinking whose values make a difference to a prompt.
+
+    Args:
+        template: its source
+        render: what it makes of a question, given some variables
+    """
+    names = dict.fromkeys(["enable_thinking", "thinking", *_NAME.findall(template)])
+    candidates = [
+        (name, on, off) for name in names if name in template for on, off in [_values(name, template)] if on != off
+    ]
+    by_itself = render({}) if candidates else ""
+    for name, on, off in candidates:
+        at_on, at_off = render({name: on}), render({name: off})
+        if at_on != at_off:
+            default = "on" if by_itself == at_on else "off" if by_itself == at_off else "auto"
+            return Switch(name, on, off, default)
+    return None
+
+
+def _values(name: str, template: str) -> tuple[Any, Any]:
+    """The values of a switch that its name suggests; twice the same where it is none."""
+    if "effort" in name:
+        # An effort may be more or less; only where the template speaks of none is there a switch.
+        off = next((word for word in _NO_EFFORT if f"'{word}'" in template or f'"{word}"' in template), None)
+        on = next((word for word in _SOME_EFFORT if f"'{word}'" in template or f'"{word}"' in template), "medium")
+        return (on, off) if off else (None, None)
+    if "budget" in name:
+        return -1, 0
+    return (False, True) if _INVERTED.search(name) else (True, False)
 
 
 class Untagger:

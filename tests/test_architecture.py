@@ -55,6 +55,7 @@ TIERS = [
         "tints",
         "runners",
         "caches",
+        "chat_templates",
         "material",
         "origins",
     },

@@ -219,8 +219,7 @@ def test_steering_begins_behind_the_thought_unless_thoughts_are_included(include
     """The vector makes the model say `not` whatever came before."""
     will, non = tokens_of(thinker, " will")[0], tokens_of(thinker, " not")[0]
     steering = Steering((Term(jump(thinker, will)),))
-    thoughts = Thoughts(thinker.thoughts.tags, thinker.thoughts.expected, included)
-    model = thinker.with_thoughts(thoughts)
+    model = thinker.with_thinking(include=included)
     prompt, n = prompt_of(thinker), len(tokens_of(thinker, SAID))
     whole = tokens_of(thinker, SAID)
     thought = whole[: whole.index(tokens_of(thinker, "</think>")[0]) + 1]

@@ -137,7 +137,7 @@ class Session:
         self._vectors = VectorSet(model.fingerprint)
         if self.chat.model not in ("", model.name):
             self._tell(f"this chat was with {self.chat.model}", "warning")
-        self.chat = replace(self.chat, model=model.name)
+        self.chat = replace(self.chat, model=model.name, template_date=self.chat.template_date or model.template_date)
 
     def _end(self, why: str) -> None:
         """Keep the reply as far as it came, or the one that it was to replace if it did not come to its end."""
@@ -313,7 +313,9 @@ class Session:
         name = self.model.name if self.model else ""
         if chat and chat.model != name:
             self._tell(f"this chat was with {chat.model}", "warning")
-        self.chat = replace(chat or Chat("", system, self.desk.stands, self.desk.floor), model=name)
+        date = (chat.template_date if chat else "") or (self.model.template_date if self.model else "")
+        chat = chat or Chat("", system, self.desk.stands, self.desk.floor)
+        self.chat = replace(chat, model=name, template_date=date)
         return True
 
     def load(self, path: Path) -> None:
