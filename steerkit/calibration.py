@@ -102,7 +102,7 @@ def calibrate(
     """
     settings = settings or Settings()
     vector.require(model.fingerprint)
-    model = model.at_date(str(vector.provenance.get("template_date", "")))
+    model = model.at_date(str(vector.provenance.get("template_date", ""))).for_measuring()
     if not pair.positive.held_out or not pair.positive.items:
         raise PersonaError(
             f"{pair.positive.name} has no held_out questions or no items, and a vector is only calibrated on what it "

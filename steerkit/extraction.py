@@ -222,7 +222,7 @@ def extract(
         PromptError: a prompt and its reply exceed the context.
         SteerkitError: every reply was empty, or ended within its thought.
     """
-    recipe = recipe or Recipe()
+    recipe, model = recipe or Recipe(), model.for_measuring()
     trained = recipe.estimator == TRAINED
     sums = Sums(model.n_layers, model.width, keep_rows=recipe.estimator not in ("mean_diff", TRAINED))
     audit, lessons = Audit(), []
@@ -288,6 +288,7 @@ def contrasts(
     audit: Audit | None = None,
 ) -> Iterator[Contrast]:
     """Let both personas answer, a batch at a time; `questions` are those of the extraction if none are given."""
+    model = model.for_measuring()
     cases = _cases(model, pair, recipe, pair.positive.questions if questions is None else questions)
     total = len(cases) * 2 * (recipe.max_tokens if recipe.reading == "response" else 1)
     done = 0

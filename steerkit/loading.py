@@ -95,7 +95,7 @@ def load_tuned(base: Model, adapter: Adapter) -> Model:
     with _explained(base.name, base.source):
         tuned = _load(base.source, base.name, base.device, base.dtype, (adapter, base.fingerprint))
     # What is compared with the base reads the same texts, with the same date in them.
-    tuned.template_options = base.template_options
+    tuned.template_options, tuned.include_thoughts = base.template_options, base.include_thoughts
     return tuned
 
 

@@ -238,6 +238,8 @@ class Model:
             told["template_date"] = self.template_date
         if options.variables:
             told["template_variables"] = dict(options.variables)
+        if self.include_thoughts:
+            told["include_thoughts"] = True
         config = getattr(self.original, "generation_config", None)
         ends = getattr(config, "eos_token_id", None)
         before = {*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id} - {None}

@@ -115,7 +115,7 @@ def take_positions(
         OutputError: the cache cannot be written.
         PromptError: a question does not fit the model's context.
     """
-    settings, model = settings or Settings(), at_kept_date(model)
+    settings, model = settings or Settings(), at_kept_date(model).for_measuring()
     # Nobody first: a persona may be called anything, so speakers are told apart by their place in this list.
     speakers = [_Speaker("", ("",)), _Speaker("", neutral("systems"))]
     speakers += [_Speaker(persona.name, persona.requested) for persona in personas]

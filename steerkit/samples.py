@@ -74,7 +74,7 @@ Sample = tuple[int, tuple[Sequence[Message], Sequence[Message]]]
 
 def measuring(model: Model, shared: Plain, _progress: Progress) -> Callable[[Plain], Plain]:
     """The task: the lines of a block of samples."""
-    model = model.at_date(shared.get("template_date", ""))
+    model = model.at_date(shared.get("template_date", "")).for_measuring()
     told = shared["settings"]
     settings = Settings(**{**told, "inoculate": tuple(told["inoculate"])})
     nulls = [SteeringVector.from_bytes(data) for data in shared["nulls"]]

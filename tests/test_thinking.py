@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from hypothesis import strategies as some
 from scripted import PLAIN, jump, scripted
 
 from steerkit.batching import Ask, Batch, Done, Said
+from steerkit.errors import ModelError
 from steerkit.generation import Probe, Sampling, complete, read_tokens, stream
 from steerkit.models import Model
 from steerkit.steering import Steering, Term
@@ -33,6 +36,19 @@ SAID = "<think>You are helpful.</think>I will not"
 def thinker(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """A model that thinks before it speaks, with tags that are tokens."""
     return scripted(tmp_path_factory.mktemp("thinker"), SAID, THINKS, added=["<think>", "</think>"])
+
+
+@pytest.fixture(scope="module")
+def with_template(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The same weights with another chat template."""
+    model = scripted(tmp_path_factory.mktemp("templates"), "I will not", added=["<think>", "</think>"])
+
+    def changed(template: str | None) -> Model:
+        tokenizer = copy.deepcopy(model.tokenizer)
+        tokenizer.chat_template = template
+        return replace(model, tokenizer=tokenizer, notes=[])
+
+    return changed
 
 
 def tokens_of(model: Model, text: str) -> list[int]:
@@ -264,3 +280,106 @@ def test_channels_are_thoughts_too(tmp_path: Path) -> None:
     assert (reply.text, reply.n_thought) == ("", 3)
     whole = complete(model, [prompt_of(model)], sampling=Sampling(40))[0]
     assert (whole.thought, whole.text) == ("You are helpful.", "")
+
+
+# Switches of templates
+
+
+CHAT_LOOP = "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
+QWEN3 = (
+    "{% for m in messages %}<|start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}"
+    "{% set c = m['content'].split('</think>')[-1].lstrip('\n') %}"
+    "{% if loop.last %}<think>\n\n</think>\n\n{% endif %}{{ c }}{% else %}{{ m['content'] }}{% endif %}<|end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+GRANITE = (
+    "{% if thinking %}<|start|>system\nRespond with your thoughts in <think></think> first.<|end|>\n{% endif %}"
+    + CHAT_LOOP
+    + "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+DEEPSEEK = (
+    "{% if not thinking is defined %}{% set thinking = false %}{% endif %}"
+    + CHAT_LOOP
+    + "{% if add_generation_prompt %}<|start|>assistant\n"
+    + "{% if thinking %}<think>{% else %}</think>{% endif %}{% endif %}"
+)
+SKIPS = CHAT_LOOP + (
+    "{% if add_generation_prompt %}<|start|>assistant\n"
+    "{% if skip_think %}<think>\n</think>\n{% else %}<think>\n{% endif %}{% endif %}"
+)
+BUDGET = (
+    "{% if thinking_budget is defined and thinking_budget == 0 %}<|start|>system\nDo not think.<|end|>\n{% endif %}"
+    "{# <seed:think> </seed:think> #}" + PLAIN
+)
+EFFORT = "Reasoning: {{ reasoning_effort | default('medium') }}\n" + CHANNELS
+EFFORT_OR_NONE = "Reasoning: {{ reasoning_effort | default('none') }}\n" + THINKS
+
+
+@pytest.mark.parametrize(
+    ("template", "name", "on", "off", "default"),
+    [
+        (QWEN3, "enable_thinking", True, False, "on"),
+        (GRANITE, "thinking", True, False, "off"),
+        (DEEPSEEK, "thinking", True, False, "off"),
+        (SKIPS, "skip_think", False, True, "on"),
+        (BUDGET, "thinking_budget", -1, 0, "on"),
+        (EFFORT_OR_NONE, "reasoning_effort", "medium", "none", "off"),
+    ],
+)
+def test_the_switch_of_a_template_is_seen_by_what_it_does(
+    template: str, name: str, on: Any, off: Any, default: str, with_template: Any
+) -> None:
+    model = with_template(template)
+    switch = model.template.switch
+    assert (switch.name, switch.on, switch.off, switch.default) == (name, on, off, default)
+    assert model.thinking == "auto"
+    texts = {}
+    for mode in ("on", "off", "auto"):
+        changed = model.with_thinking(mode)
+        assert changed.thinking == mode
+        texts[mode] = changed.render(USER)
+    assert texts["on"] != texts["off"]
+    assert texts["auto"] == texts[default] == model.render(USER)
+    assert model.with_thinking("off").with_thinking("auto").render(USER) == model.render(USER)
+
+
+@pytest.mark.parametrize("template", [PLAIN, THINKS, OPENS, CHANNELS, EFFORT, "Thinking and reasoning. " + PLAIN, None])
+def test_a_template_without_a_switch_says_so_in_one_line(template: str | None, with_template: Any) -> None:
+    model = with_template(template)
+    assert model.with_thinking("auto").render(USER) == model.render(USER)
+    for mode in ("on", "off"):
+        with pytest.raises(ModelError, match="no switch for thinking") as raised:
+            model.with_thinking(mode)
+        assert "\n" not in str(raised.value)
+    with pytest.raises(ModelError, match="did you mean on"):
+        model.with_thinking("onn")
+
+
+def test_steering_waits_only_where_a_thought_is_expected(with_template: Any) -> None:
+    def waits(model: Model) -> bool:
+        return not model.thoughts.follow(model.tokenizer, model.chat_tokens(USER)).steered
+
+    assert not waits(with_template(PLAIN))
+    assert waits(with_template(THINKS))
+    assert waits(with_template(OPENS))
+    assert waits(with_template(CHANNELS))
+    for template, by_itself in [(QWEN3, True), (GRANITE, False), (DEEPSEEK, False), (SKIPS, True), (BUDGET, True)]:
+        model = with_template(template)
+        assert waits(model.with_thinking("on"))
+        assert not waits(model.with_thinking("off"))
+        assert waits(model) is by_itself
+        assert not waits(model.with_thinking(include=True))
+
+
+def test_measuring_is_without_thoughts_where_there_is_a_switch_and_nobody_has_said_otherwise(
+    with_template: Any,
+) -> None:
+    model = with_template(QWEN3)
+    assert model.for_measuring().thinking == "off"
+    assert "switched off for measuring (enable_thinking)" in model.notes[-1]
+    for unchanged in (model.with_thinking("on"), model.with_thinking("off"), model.with_thinking(include=True)):
+        assert unchanged.for_measuring() is unchanged
+    for template in (PLAIN, THINKS, GRANITE, None):
+        plain = with_template(template)
+        assert plain.for_measuring() is plain
