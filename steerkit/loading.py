@@ -19,6 +19,7 @@ import torch
 
 from steerkit import judge, weights
 from steerkit.adapters import Adapter, find_adapter, merge_adapter, split_adapter
+from steerkit.chat_templates import find_chat_template
 from steerkit.errors import ModelError, SteerkitError, nearest
 from steerkit.fingerprints import Fingerprint
 from steerkit.forward import BatchedForward, RowForward
@@ -104,9 +105,12 @@ def _load_head(source: str, title: str, device: torch.device | str, dtype: torch
     if final_norm(original) is None:
         raise ModelError(f"{title} has a last norm that steerkit does not know; use --engine local")
     # No hook points here: nobody can hook blocks that are somewhere else.
-    return Model(
-        title, *shape, original, HookPoints(lambda: None, lambda _bridge: None), read_tokenizer(source), source=source
-    )
+    points = HookPoints(lambda: None, _no_path)
+    return Model(title, *shape, original, points, _tokenizer(source), source=source)
+
+
+def _no_path(_bridge: Any) -> Runner:
+    raise ModelError("the blocks are somewhere else and have no hook points here; use --engine local")
 
 
 def load_tuned(base: Model, adapter: Adapter) -> Model:
@@ -116,7 +120,11 @@ def load_tuned(base: Model, adapter: Adapter) -> Model:
         ModelError: the adapter belongs to another model, or is damaged.
     """
     with _explained(base.name, base.source):
-        return _load(_Plan(base.source, base.name, base.device, base.dtype), (adapter, base.fingerprint))
+        plan = _Plan(base.source, base.name, base.device, base.dtype)
+        tuned = _load(plan, (adapter, base.fingerprint))
+    # What is compared with the base reads the same texts, with the same date in them.
+    tuned.template_options, tuned.include_thoughts = base.template_options, base.include_thoughts
+    return tuned
 
 
 def model_kind(name: str | None) -> str:
@@ -168,8 +176,7 @@ def _load(plan: _Plan, tuned: tuple[Adapter, Fingerprint] | None = None) -> Mode
     if tuned is not None:
         original = merge_adapter(original, *tuned)
     require_numbers(original, plan.title)
-    # As TransformerLens has it, a text that is no chat begins with the token that begins texts.
-    tokenizer = read_tokenizer(plan.source)
+    tokenizer = _tokenizer(plan.source)
     with timer.running():
         blocks, reference = judge.take_reference(original)
 
@@ -198,6 +205,13 @@ def _load(plan: _Plan, tuned: tuple[Adapter, Fingerprint] | None = None) -> Mode
         adapter, model.base = tuned
         model.name, model.adapter = f"{plan.title}+{adapter.name}", adapter.digest
     return model
+
+
+def _tokenizer(source: str) -> Any:
+    """A model's tokenizer, with the chat template that its files have for it, wherever they have it."""
+    tokenizer = read_tokenizer(source)
+    tokenizer.chat_template = find_chat_template(source, tokenizer)
+    return tokenizer
 
 
 def _best_path(

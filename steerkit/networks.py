@@ -32,14 +32,25 @@ CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 class Network(Protocol):
     """Something that computes logits and lets hooks at the residual stream."""
 
-    name: str
-    """What it is called in notes and files."""
-    has_cache: bool
-    """Whether a pass can go on where another ended."""
-    takes_positions: bool
-    """Whether positions can be given, so that padding does not shift them."""
-    device: torch.device
-    """Where tokens go and hooks run."""
+    @property
+    def name(self) -> str:
+        """What it is called in notes and files."""
+        ...
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether a pass can go on where another ended."""
+        ...
+
+    @property
+    def takes_positions(self) -> bool:
+        """Whether positions can be given, so that padding does not shift them."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where tokens go and hooks run."""
+        ...
 
     def run(
         self,

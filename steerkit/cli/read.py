@@ -37,12 +37,13 @@ def read(
     """
     file = text.endswith(".jsonl")
     if file:
-        from steerkit.chats import read_chats
+        from steerkit.chats import date_in, read_chats
 
-        chats = read_chats(Path(text))
+        chats, date = read_chats(Path(text)), date_in(Path(text))
     else:
+        date = ""
         chats = [_answer(sys.stdin.read() if text == "-" else text, prompt)]
-    loaded = open_model(model, device, dtype)
+    loaded = open_model(model, device, dtype).at_date(date)
     from steerkit.generation import Probe, read_chat
     from steerkit.vectors import VectorSet
 
