@@ -246,10 +246,15 @@ class Subject:
 
         return Steering.parse(text, self.vectors, everywhere) if text else Steering()
 
-    def middle(self, name: str, l: int) -> float:
-        """The score that half of a text's states are above."""
+    @cached_property
+    def middles(self) -> dict[str, float]:
+        """The scores that half of a text's states are above, where steerings of one layer are."""
+        l = self.layers[1]
         _, states = self.judge.run(self.prompts[1] + self.reply)
-        return round(float(score(states[l], self.directions[name][l], self.baselines[l]).median()), 3)
+        return {
+            name: round(float(score(states[l], directions[l], self.baselines[l]).median()), 3)
+            for name, directions in self.directions.items()
+        }
 
     def expression(self, operator: str) -> str:
         """How a steering is written."""
@@ -260,8 +265,8 @@ class Subject:
             "minus": f"-0.7 w @{last}",
             "band": f"0.8 v @{first}-{last}",
             "ablate": f"ablate(v) @{last}",
-            "cap": f"cap(v, {self.middle('v', last)}) @{last}",
-            "gate": f"0.8 v @{last} when w > {self.middle('w', last)}",
+            "cap": f"cap(v, {self.middles['v']}) @{last}",
+            "gate": f"0.8 v @{last} when w > {self.middles['w']}",
         }[operator]
 
     def by_hand(self, operator: str) -> Edits:
@@ -279,10 +284,10 @@ class Subject:
         if operator == "ablate":
             return {last: lambda h: h - score(h, v[last], b[last]) * v[last]}
         if operator == "cap":
-            top = self.middle("v", last)
+            top = self.middles["v"]
             return {last: lambda h: h - (score(h, v[last], b[last]) - top).clamp_min(0) * v[last]}
         if operator == "gate":
-            bar = self.middle("w", last)
+            bar = self.middles["w"]
             return {last: lambda h: torch.where(score(h, w[last], b[last]) > bar, h + 0.8 * v[last], h)}
         raise KeyError(operator)
 
@@ -668,28 +673,31 @@ def path_of(model: Any) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Libraries say a lot about tiny models that nobody asked."""
+    """Warnings about tiny models are left out, and one thread is enough for them."""
     import transformers
 
-    verbosity = transformers.logging.get_verbosity()
+    verbosity, n_threads = transformers.logging.get_verbosity(), torch.get_num_threads()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    # Threads that wait for each other cost more than these matrices.
+    torch.set_num_threads(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             yield
         finally:
             transformers.logging.set_verbosity(verbosity)
+            torch.set_num_threads(n_threads)
 
 
 def outcome_of(check: Callable[[Subject], None], subject: Subject) -> Outcome:
     """Run one check, whatever happens."""
     from steerkit.errors import SteerkitError
 
-    started = time.perf_counter()
+    started = time.process_time()
 
     def told(verdict: str, detail: str = "") -> Outcome:
-        return Outcome(verdict, " ".join(detail.split()), round(time.perf_counter() - started, 3))
+        return Outcome(verdict, " ".join(detail.split()), round(time.process_time() - started, 3))
 
     subject.remarks.clear()
     try:
