@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import tempfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -642,37 +644,55 @@ def config_of(kind: Kind) -> Any:
     return _filled(kind.config, {**kind.settings, **parts}, SMALL)
 
 
-def make(kind: Kind) -> Any:
-    """A random model of a kind, in float32: the first of a few whose tokens differ as much as a text's should."""
-    chosen: tuple[int, Any] = (0, None)
-    for seed, gain in enumerate((1.0, 1.0, 1.5, 1.5, 2.0, 2.0, 3.0)):
-        model = _made(kind, seed, kind.gain * gain)
-        variety = 0 if kind.expected == REFUSED else _variety(model)
-        if chosen[1] is None or variety > chosen[0]:
+LINES = (
+    "Why?",
+    "What do you think of people, and of the helpful assistant that you are? " * 2,
+    "Who are you? Say.",
+)
+"""What the models here are asked: chats of very different lengths, the longest longer than any window."""
+ENOUGH = 5
+"""So many different tokens among the first twelve of every reply."""
+
+
+def chats(tokenizer: Any) -> list[list[int]]:
+    """Tokens of a chat with each of `LINES`."""
+    written = (
+        tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False)
+        for text in LINES
+    )
+    return [list(tokenizer(text, add_special_tokens=False).input_ids) for text in written]
+
+
+def make(kind: Kind, prompts: list[list[int]]) -> Any:
+    """A random model of a kind, in float32: the first of a few whose replies are as varied as a text's should be."""
+    chosen: tuple[int, Any] = (-1, None)
+    first = zlib.crc32(kind.name.encode())
+    for i, gain in enumerate((1.0, 1.0, 1.0, 1.5, 1.5, 1.5, 2.0, 2.0, 2.0, 3.0, 3.0)):
+        model = _made(kind, first + i, kind.gain * gain)
+        variety = ENOUGH if kind.expected == REFUSED else _variety(model, prompts)
+        if variety > chosen[0]:
             chosen = variety, model
-        if kind.expected == REFUSED or variety >= ENOUGH:
+        if variety >= ENOUGH:
             break
     return chosen[1]
 
 
-ENOUGH = 10
-"""So many different tokens among the likeliest after each of `SAMPLE`'s."""
-SAMPLE = [(89 + 37 * i * i) % 380 + 10 for i in range(16)]
-
-
-def _variety(model: Any) -> int:
-    """How many different tokens a model finds likeliest, after a text's tokens and in a greedy text of its own."""
-    text = list(SAMPLE)
-    with torch.inference_mode():
+def _variety(model: Any, prompts: list[list[int]]) -> int:
+    """How many different tokens a model says in the least varied of its replies, up to where it ends."""
+    least = ENOUGH
+    for prompt in prompts:
+        said: list[int] = []
         for _ in range(12):
-            logits = model(input_ids=torch.tensor([text])).logits[0]
-            if not bool(logits.isfinite().all()):
-                return 0
-            text.append(int(logits[-1].argmax()))
-    said = text[len(SAMPLE) :]
-    # A reply that ends at once, or says one thing, would hide whatever is wrong behind it.
-    ended = said.index(END) if END in said else len(said)
-    return min(len(set(logits[: len(SAMPLE)].argmax(-1).tolist())), 2 * len(set(said[:ended])))
+            with torch.inference_mode():
+                logits = model(input_ids=torch.tensor([[*prompt, *said]])).logits[0, -1]
+            if not bool(logits.isfinite().all()) or int(logits.argmax()) == END:
+                break
+            said.append(int(logits.argmax()))
+        # A reply that ends at once, or says one thing, would hide whatever is wrong behind it.
+        least = min(least, len(set(said)))
+        if least < ENOUGH:
+            break
+    return least
 
 
 def _made(kind: Kind, seed: int, gain: float) -> Any:
@@ -738,8 +758,10 @@ def build(kind: Kind, folder: Path) -> Path:
     """A model of a kind in a folder, with its tokenizer; one that is there already is taken as it is."""
     if (folder / "tokenizer.json").is_file():
         return folder
-    model = make(kind)
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
-    save_tokenizer(folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        # The tokenizer's files come last: a folder that has them is whole.
+        tokenizer = save_tokenizer(Path(temporary))
+        make(kind, chats(tokenizer)).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     return folder
