@@ -723,7 +723,10 @@ def _where(error: BaseException) -> str:
 def examine(kind: Kind, folder: Path, dtype: str = "float32", columns: Sequence[str] = COLUMNS) -> Row:
     """Build a model of a kind and run the checks on it; none is run on one that does not load."""
     with _quiet():
-        subject = Subject(kind, build(kind, folder / kind.name), dtype)
+        try:
+            subject = Subject(kind, build(kind, folder / kind.name), dtype)
+        except Exception as error:
+            return Row(kind.name, kind.group, dtype, "", "", {"load": Outcome(TRACEBACK, f"cannot be built: {error}")})
         if kind.expected == REFUSED:
             outcomes = {"load": outcome_of(lambda subject: subject.model and None, subject)}
             if outcomes["load"].verdict == OK:

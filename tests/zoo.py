@@ -443,7 +443,7 @@ def _table() -> list[Kind]:
     row("mamba2", "Mamba2Config", "recurrent", at="backbone.layers", gain=2.0, num_heads=6, head_dim=16, n_groups=1)
     row("falcon-mamba", "FalconMambaConfig", "recurrent", at="backbone.layers", gain=2.0)
     row("rwkv", "RwkvConfig", "recurrent", at="rwkv.blocks", gain=2.0, attention_hidden_size=WIDTH)
-    row("xlstm", "xLSTMConfig", "recurrent", at="backbone.blocks", expected=EITHER)
+    row("xlstm", "xLSTMConfig", "recurrent", at="backbone.blocks", num_heads=3, qk_dim_factor=1.0, expected=EITHER)
     row("jamba", "JambaConfig", "hybrid", gain=2.0, **_JAMBA)
     row("bamba", "BambaConfig", "hybrid", gain=2.0, attn_layer_indices=[1, 3])
     row("zamba", "ZambaConfig", "hybrid", gain=2.0, **_ZAMBA)
