@@ -8,6 +8,7 @@ forgotten one shows, and weights are large enough that tokens differ.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 import tempfile
 import zlib
@@ -443,7 +444,7 @@ def _table() -> list[Kind]:
     row("mamba2", "Mamba2Config", "recurrent", at="backbone.layers", gain=2.0, num_heads=6, head_dim=16, n_groups=1)
     row("falcon-mamba", "FalconMambaConfig", "recurrent", at="backbone.layers", gain=2.0)
     row("rwkv", "RwkvConfig", "recurrent", at="rwkv.blocks", gain=2.0, attention_hidden_size=WIDTH)
-    row("xlstm", "xLSTMConfig", "recurrent", at="backbone.blocks", num_heads=3, qk_dim_factor=1.0, expected=EITHER)
+    row("xlstm", "xLSTMConfig", "recurrent", at="backbone.blocks", hidden_size=128, expected=EITHER)
     row("jamba", "JambaConfig", "hybrid", gain=2.0, **_JAMBA)
     row("bamba", "BambaConfig", "hybrid", gain=2.0, attn_layer_indices=[1, 3])
     row("zamba", "ZambaConfig", "hybrid", gain=2.0, **_ZAMBA)
@@ -463,7 +464,15 @@ def _table() -> list[Kind]:
         **MAMBA_2,
     )
     row("granite-hybrid", "GraniteMoeHybridConfig", "hybrid", gain=2.0, layer_types=["mamba", "attention"] * 2)
-    row("kimi-linear", "KimiLinearConfig", "hybrid", num_key_value_heads=4, linear_head_dim=8, linear_num_heads=4)
+    row(
+        "kimi-linear",
+        "KimiLinearConfig",
+        "hybrid",
+        num_key_value_heads=4,
+        linear_head_dim=8,
+        linear_num_heads=4,
+        layer_types=["linear_attention", "full_attention"] * 2,
+    )
     row("minimax", "MiniMaxConfig", "hybrid", block_size=8)
     row("olmo-hybrid", "OlmoHybridConfig", "hybrid", layer_types=["linear_attention", "full_attention"] * 2)
     # A text model inside something that sees
@@ -680,11 +689,12 @@ def make(kind: Kind, prompts: list[list[int]]) -> Any:
 def _variety(model: Any, prompts: list[list[int]]) -> int:
     """How many different tokens a model says in the least varied of its replies, up to where it ends."""
     least = ENOUGH
+    plain = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
     for prompt in prompts:
         said: list[int] = []
         for _ in range(12):
             with torch.inference_mode():
-                logits = model(input_ids=torch.tensor([[*prompt, *said]])).logits[0, -1]
+                logits = model(input_ids=torch.tensor([[*prompt, *said]]), **plain).logits[0, -1]
             if not bool(logits.isfinite().all()) or int(logits.argmax()) == END:
                 break
             said.append(int(logits.argmax()))
@@ -708,7 +718,9 @@ def _made(kind: Kind, seed: int, gain: float) -> Any:
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model = model.float().eval()
     with torch.no_grad():
-        for name, weight in [*model.named_parameters(), *model.named_buffers()]:
+        # Of what is computed only a router's correction is like a weight; tables of angles and decays stay right.
+        corrections = [(name, buffer) for name, buffer in model.named_buffers() if name.endswith("correction_bias")]
+        for name, weight in [*model.named_parameters(), *corrections]:
             _enliven(name.rsplit(".", 1)[-1], name, weight, gain)
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.eos_token_id = END
@@ -718,8 +730,6 @@ def _made(kind: Kind, seed: int, gain: float) -> Any:
 
 def _enliven(last: str, name: str, weight: torch.Tensor, gain: float) -> None:
     """Make one weight count."""
-    if not weight.is_floating_point():
-        return
     if last == "bias" or (last.endswith(("_bias", "correction_bias")) and "dt_bias" not in last):
         weight.add_(0.1 * torch.randn_like(weight))
     elif weight.dim() == 1 and last == "weight":
