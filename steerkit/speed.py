@@ -87,7 +87,7 @@ def measure_speed(
     sides = [
         model.chat_tokens([{"role": "system", "content": system}, {"role": "user", "content": question}])
         for both in pair.prompts()
-        for question in pair.positive.questions
+        for question in dict.fromkeys(pair.positive.questions)
         for system in both
     ]
 
