@@ -56,6 +56,7 @@ TIERS = [
         "caches",
         "material",
         "origins",
+        "no_installs",
     },
     {"files"},
     {"errors"},
