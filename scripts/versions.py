@@ -38,10 +38,10 @@ HEADER = """\
 
 
 def direct_requirements(pyproject: str, extra: str = EXTRA) -> list[Requirement]:
-    """The package's own requirements and an extra's, each as it is written, with extras of extras opened.
+    r"""The package's own requirements and an extra's, each as it is written, with extras of extras opened.
 
-    >>> text = '[project]\\nname = "a"\\ndependencies = ["b>=1"]\\n[project.optional-dependencies]\\n'
-    >>> [str(found) for found in direct_requirements(text + 'dev = ["a[c]", "d"]\\nc = ["e<2"]\\n')]
+    >>> text = '[project]\nname = "a"\ndependencies = ["b>=1"]\n[project.optional-dependencies]\n'
+    >>> [str(found) for found in direct_requirements(text + 'dev = ["a[c]", "d"]\nc = ["e<2"]\n')]
     ['b>=1', 'e<2', 'd']
     """
     project = tomllib.loads(pyproject)["project"]
@@ -64,7 +64,7 @@ def read_pins(constraints: str) -> list[Requirement]:
     """The lines of a constraints file.
 
     Raises:
-        ValueError: a line is more than `name==version`, with a marker perhaps: an address, an option, a hash, a local version.
+        ValueError: a line is more than `name==version` and a marker: an address, an option, a hash, a local version.
     """
     pins = []
     for number, line in enumerate(constraints.splitlines(), 1):
@@ -111,9 +111,9 @@ def check_constraints(pyproject: str, constraints: str) -> list[str]:
 
 
 def tidy_pins(resolved: str) -> str:
-    """A constraints file from what a resolver prints: no options, no hashes, no local versions, nothing unpinned.
+    r"""A constraints file from what a resolver prints: no options, no hashes, no local versions, nothing unpinned.
 
-    >>> print(tidy_pins("--index-url x\\ntorch==2.13.0+cpu ; python_version < '3.12'\\npip==26.3\\n"), end="")
+    >>> print(tidy_pins("--index-url x\ntorch==2.13.0+cpu ; python_version < '3.12'\npip==26.3\n"), end="")
     torch==2.13.0 ; python_version < '3.12'
     """
     lines = []
@@ -131,7 +131,9 @@ def without_upper_bounds(requirement: Requirement) -> Requirement:
     'numpy>=2'
     """
     lifted = Requirement(str(requirement))
-    lifted.specifier = SpecifierSet(",".join(str(part) for part in requirement.specifier if part.operator in (">=", "!=")))
+    lifted.specifier = SpecifierSet(
+        ",".join(str(part) for part in requirement.specifier if part.operator in (">=", "!="))
+    )
     return lifted
 
 
@@ -156,9 +158,9 @@ def lane_requirements(pyproject: str, lane: str) -> list[str]:
 
 
 def describe_change(before: str, after: str) -> list[tuple[str, str, str]]:
-    """What changed between two constraints files: name, old versions, new versions.
+    r"""What changed between two constraints files: name, old versions, new versions.
 
-    >>> describe_change("a==1\\nb==2\\n", "a==1\\nb==3 ; python_version < '3.12'\\nb==4 ; python_version >= '3.12'\\n")
+    >>> describe_change("a==1\nb==2\n", "a==1\nb==3 ; python_version < '3.12'\nb==4 ; python_version >= '3.12'\n")
     [('b', '2', '3, 4')]
     """
 
@@ -177,9 +179,9 @@ def describe_change(before: str, after: str) -> list[tuple[str, str, str]]:
 
 
 def raise_bounds(pyproject: str, constraints: str) -> str:
-    """pyproject.toml with each upper bound moved just past what is pinned, where that lies at or beyond it.
+    r"""pyproject.toml with each upper bound moved just past what is pinned, where that lies at or beyond it.
 
-    >>> raise_bounds('[project]\\nname = "a"\\ndependencies = ["b>=1,<2.4"]\\n', "b==2.6.1\\n").splitlines()[-1]
+    >>> raise_bounds('[project]\nname = "a"\ndependencies = ["b>=1,<2.4"]\n', "b==2.6.1\n").splitlines()[-1]
     'dependencies = ["b>=1,<2.7"]'
     """
     newest: dict[str, Version] = {}
@@ -194,13 +196,15 @@ def raise_bounds(pyproject: str, constraints: str) -> str:
         parts = [*version.release, 0, 0][: len(bound.split("."))]
         return f"{match['start']}<{'.'.join(map(str, [*parts[:-1], parts[-1] + 1]))}"
 
-    return re.sub(r'(?P<start>"(?P<name>[A-Za-z0-9._-]+)(?:\[[a-z,]+\])?[^"<;]*)<(?P<bound>[0-9][0-9.]*)', moved, pyproject)
+    return re.sub(
+        r'(?P<start>"(?P<name>[A-Za-z0-9._-]+)(?:\[[a-z,]+\])?[^"<;]*)<(?P<bound>[0-9][0-9.]*)', moved, pyproject
+    )
 
 
 def index_environment(settings: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment in which uv asks the indexes that `pip config list` tells of, and chooses among them as pip does.
+    r"""The environment in which uv asks the indexes that `pip config list` tells of, choosing among them as pip does.
 
-    >>> index_environment("global.find-links='/a /b'\\nglobal.index-url='file:///c'\\n", {"PATH": "/bin"})
+    >>> index_environment("global.find-links='/a /b'\nglobal.index-url='file:///c'\n", {"PATH": "/bin"})
     {'PATH': '/bin', 'UV_INDEX_STRATEGY': 'unsafe-best-match', 'UV_FIND_LINKS': '/a,/b', 'UV_DEFAULT_INDEX': 'file:///c'}
     """
     found = {}

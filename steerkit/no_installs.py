@@ -1,9 +1,9 @@
 """Nothing that steerkit runs installs anything.
 
-Libraries try to: TransformerLens 4.3 runs `pip install torchvision` when a model's image processor cannot be made, which
-replaces torch on the way. `no_installs()` refuses such processes at the interpreter's own audit hook, which sees every
-way of starting one. transformers fetches compiled kernels from the hub where the package `kernels` is installed, in this
-process; that has a switch, which is set here. Ray's is in `engines/clusters.py`.
+Libraries try to: TransformerLens 4.3 runs `pip install torchvision` when a model's image processor cannot be made, and
+that replaces torch on the way. `no_installs()` refuses such processes at the interpreter's own audit hook, which sees
+every way of starting one. Where the package `kernels` is installed, transformers fetches compiled code from the hub
+into this process; that has a switch, which is set here. Ray's is in `engines/clusters.py`.
 """
 
 from __future__ import annotations
