@@ -25,6 +25,7 @@ from steerkit.fingerprints import Fingerprint
 from steerkit.forward import BatchedForward, RowForward
 from steerkit.models import HookPoints, Judgement, Model, final_norm
 from steerkit.networks import HFModules, LensModules, Network, share_weights
+from steerkit.no_installs import no_installs
 from steerkit.runners import LeanRunner, Runner, changes_with_length, context_of, sees_everything
 from steerkit.whole import causal_class, load_whole, read_config, read_tokenizer, require_numbers
 
@@ -315,13 +316,15 @@ def _boot(source: str, original: Any, tokenizer: Any) -> Any:
 
     logging.getLogger("transformer_lens").setLevel(logging.ERROR)
     try:
-        bridge = TransformerBridge.boot_transformers(  # type: ignore[attr-defined]
-            source,
-            hf_model=share_weights(original),
-            tokenizer=copy.deepcopy(tokenizer),
-            device=original.device,
-            dtype=next(original.parameters()).dtype,
-        )
+        # It would install what it lacks for pictures, which text needs nothing of.
+        with no_installs():
+            bridge = TransformerBridge.boot_transformers(  # type: ignore[attr-defined]
+                source,
+                hf_model=share_weights(original),
+                tokenizer=copy.deepcopy(tokenizer),
+                device=original.device,
+                dtype=next(original.parameters()).dtype,
+            )
     except Exception as error:
         # It raises whatever it stumbles over; all of it means that it does not have this model.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]

@@ -60,6 +60,7 @@ TIERS = [
         "material",
         "origins",
         "validation",
+        "no_installs",
     },
     {"networks"},
     {"files"},
