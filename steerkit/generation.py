@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from steerkit.decoding import Decoder
 from steerkit.errors import ModelError, PromptError, SteerkitError
-from steerkit.models import Message, Model
+from steerkit.models import Message, Model, pad_right
 from steerkit.passages import Passage
 from steerkit.passes import Means, batches, check_pairs, merge, prefill, steered_passages
 from steerkit.readings import Probe, Readings, distinct_names
@@ -622,8 +622,8 @@ def _read(
     asked = [[*prompt[-1:], *reply] for prompt, reply in rows]
     width = max(map(len, asked))
     # Padding stands behind, where no token looks.
-    tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in asked], device=model.device)
-    mask = torch.cat([mask, mask.new_ones(len(asked), width)], dim=1)
+    tokens, behind = pad_right(asked, model.device)
+    mask = torch.cat([mask, behind], dim=1)
     readings = Readings(probes, model.device)
     like = torch.empty(0, device=model.device, dtype=model.dtype)
     model.forward(tokens, mask, cache, merge(edits(steerings, like), readings.functions()), keep=0)

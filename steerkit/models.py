@@ -484,6 +484,18 @@ def final_norm(original: Any) -> Any | None:
     return next((norm for norm in found if norm is not None), None)
 
 
+def pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Int[Tensor, "b s"], Int[Tensor, "b s"]]:
+    """Stack rows of tokens to one width, padded on the right, where no token looks; the mask is 0 on padding.
+
+    >>> pad_right([[7], [8, 9]], torch.device("cpu"))[1].tolist()
+    [[1, 0], [1, 1]]
+    """
+    width = max(len(row) for row in rows)
+    tokens = torch.tensor([list(row) + [0] * (width - len(row)) for row in rows], device=device)
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
+    return tokens, mask
+
+
 def pad_left(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Int[Tensor, "b s"], Int[Tensor, "b s"]]:
     """Stack rows of tokens to one width, padded on the left; the mask is 0 on padding.
 
