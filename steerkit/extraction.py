@@ -484,6 +484,7 @@ def _provenance(model: Model, pair: Pair, recipe: Recipe, n_pairs: int, audit: A
         "n_pairs": n_pairs,
         "prompts_sha256": hashlib.sha256(prompts.encode()).hexdigest(),
         "model": model.name,
+        "path": model.path,
         **model.template_identity,
         "audit": audit.to_json() | ({"warnings": few} if (few := few_pairs(n_pairs)) else {}),
         "versions": {name: version(name) for name in ("torch", "transformers", "transformer-lens")},

@@ -170,6 +170,7 @@ def _plain(
     thought = {"thought": reply.thought, "n_thought": reply.n_thought, "unfinished": reply.unfinished}
     return {
         "model": model.name,
+        "path": model.path,
         "prompt": prompt,
         "steer": str(steering),
         "reply": reply.text,

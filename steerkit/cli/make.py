@@ -125,6 +125,7 @@ def extract_several(
         yield {
             "vector": str(path),
             "model": workers.model.name,
+            "path": vector.provenance["path"],
             "persona": pair.positive.name,
             "against": pair.negative.name,
             "estimator": recipe.estimator,
