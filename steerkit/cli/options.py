@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -30,7 +30,9 @@ ModelName = Annotated[
     str | None,
     typer.Option("--model", "-m", envvar="STEERKIT_MODEL", help="A hub id, a model folder or a .gguf file."),
 ]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps, or auto for all there are; the best one by default.")]
+Device = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda, mps, or auto for all there are; the best one by default.")
+]
 Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
 TrainingDtype = Annotated[
     str | None,
@@ -120,7 +122,9 @@ def engage(
 class Engine:
     """Who runs a model's blocks."""
 
-    name: Annotated[str, typer.Option("--engine", help="What runs the model: local, transformer-lens or vllm.")] = "local"
+    name: Annotated[str, typer.Option("--engine", help="What runs the model: local, transformer-lens or vllm.")] = (
+        "local"
+    )
     """`local`, the fastest way that is right; `transformer-lens`, through its hook points; or `vllm`."""
     url: Annotated[str, typer.Option("--url", help="Of a running 'vllm serve' that has vllm-lens beside it.")] = ""
     """Of a server that runs already; without one, workers are started."""
@@ -285,8 +289,6 @@ def say_notes(model: Model | Known) -> None:
 
 def parse_steering(text: str, vectors: VectorSet, layers: str | None, everywhere: bool) -> Steering:
     """Read an expression and give the terms that name no layers those of `--layers`."""
-    from dataclasses import replace
-
     from steerkit.expressions import parse_layers
     from steerkit.steering import Steering
 
