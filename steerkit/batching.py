@@ -21,6 +21,7 @@ from steerkit.generation import Chooser, Sampling, in_force, where_in_force
 from steerkit.models import Model, ResidualFunction
 from steerkit.passes import STRETCH, merge, prefill
 from steerkit.readings import Probe, Readings
+from steerkit.runners import select_cache
 from steerkit.steering import Steering, edits
 from steerkit.thinking import ReplyText, Thoughts
 
@@ -289,7 +290,7 @@ class Batch:
             alike = [ask for ask in self._newcomers if _start(ask) == _start(reading.ask)]
             rows = torch.zeros(1 + len(alike), dtype=torch.long, device=self._model.device)
             if alike:
-                reading.cache.batch_select_indices(rows)
+                select_cache(reading.cache, rows)
             self._seat([reading.ask, *alike], reading.cache, mask[rows])
             self._reading = None
             self._newcomers = deque(ask for ask in self._newcomers if ask not in alike)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from steerkit.forward import RowCache
-from steerkit.runners import Cache
+from steerkit.runners import Cache, select_cache
 
 WASTE = 64
 """So many empty places may stand in every row before the cache is packed."""
@@ -94,7 +94,7 @@ class Seats:
                 for new, old in moved:
                     store[new, :, : self.length] = store[old, :, : self.length]
         else:
-            self.cache.batch_select_indices(torch.tensor(order, dtype=torch.long, device=self.mask.device))
+            select_cache(self.cache, torch.tensor(order, dtype=torch.long, device=self.mask.device))
         self.mask = self.mask[order]
         self._note_padding()
         return order

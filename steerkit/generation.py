@@ -620,7 +620,6 @@ def _read(
     """Scores of some rows, in one pass."""
     cache, mask = begun or prefill(model, [prompt for prompt, _ in rows], steerings)
     asked = [[*prompt[-1:], *reply] for prompt, reply in rows]
-    width = max(map(len, asked))
     # Padding stands behind, where no token looks.
     tokens, behind = pad_right(asked, model.device)
     mask = torch.cat([mask, behind], dim=1)

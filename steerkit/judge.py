@@ -19,12 +19,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from steerkit.errors import ModelError
-from steerkit.networks import find_blocks, ordinary_tokens
+from steerkit.networks import find_blocks, ordinary_tokens, run_plainly, stream_of
 
 N_STEPS = 3
 """Steps from the cache."""
 LENGTHS = (6, 4)
 """Tokens of the two rows before the first step."""
+EDIT = 1.5
+"""What the stream is multiplied with where an edit is tried."""
 EXACT = 1e-3
 """The largest relative difference of logits or states in float32; two ways through a model differ by about 1e-6."""
 ROUGH = 0.05
@@ -38,7 +40,7 @@ class Forward(Protocol):
     """A way through the weights, as `runners.Runner` has it."""
 
     def forward(
-        self, tokens: Tensor, mask: Tensor, cache: Any, functions: Any, keep: int, rows: Tensor | None = None
+        self, tokens: Tensor, mask: Tensor, cache: Any, functions: Any, keep: int, rows: Tensor | None
     ) -> tuple[Tensor, Any]:
         """Logits at the last `keep` positions, and the cache."""
         ...
@@ -125,7 +127,7 @@ def agrees(reference: Reference, forward: Forward, steps: bool = True) -> bool:
     try:
         with torch.inference_mode():
             tokens, mask = _padded(reference.tokens, LENGTHS)
-            logits, cache = forward.forward(tokens, mask, None, recorder.functions(n_layers), 1)
+            logits, cache = forward.forward(tokens, mask, None, recorder.functions(n_layers), 1, None)
             found = [logits[row, -1] for row in (0, 1)]
             wanted = [reference.logits[row, n - 1] for row, n in enumerate(LENGTHS)]
             found += [recorder.states[l][row] for l in range(n_layers) for row in (0, 1)]
@@ -137,13 +139,26 @@ def agrees(reference: Reference, forward: Forward, steps: bool = True) -> bool:
         return False
 
 
-def steps_agree(reference: Reference, forward: Forward) -> bool:
-    """Whether prefill and cached steps give the judge's logits, whatever the states."""
+def edits_agree(model: Any, reference: Reference, block: Any, l: int, forward: Forward) -> bool:
+    """Whether an edit behind a block does in a path what a hook by hand does in the model."""
+
+    def grow(_module: Any, _inputs: Any, output: Any) -> Any:
+        h = stream_of(output) * EDIT
+        return h if isinstance(output, Tensor) else type(output)((h, *output[1:]))
+
+    n = min(LENGTHS)
+    tokens = reference.tokens[:, :n]
+    handle = block.register_forward_hook(grow)
     try:
         with torch.inference_mode():
-            tokens, mask = _padded(reference.tokens, LENGTHS)
-            _, cache = forward.forward(tokens, mask, None, {}, 1)
-            return _steps_agree(reference, forward, mask, cache, LENGTHS)
+            wanted = run_plainly(model, tokens).logits[:, -1]
+    finally:
+        handle.remove()
+    try:
+        with torch.inference_mode():
+            functions = {l: [lambda h: h * EDIT]}
+            found, _ = forward.forward(tokens, torch.ones_like(tokens), None, functions, 1, None)
+        return reference.agrees(list(found[:, -1]), list(wanted.to(found.device)))
     except REFUSALS:
         return False
 
@@ -154,7 +169,7 @@ def _steps_agree(reference: Reference, forward: Forward, mask: Tensor, cache: An
         places = [n + step for n in lengths]
         tokens = torch.stack([reference.tokens[row, place] for row, place in enumerate(places)])[:, None]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        logits, cache = forward.forward(tokens, mask, cache, {}, 1)
+        logits, cache = forward.forward(tokens, mask, cache, {}, 1, None)
         found += [logits[row, -1] for row in (0, 1)]
         wanted += [reference.logits[row, place] for row, place in enumerate(places)]
     return reference.agrees(found, wanted)
@@ -167,12 +182,12 @@ def continues(reference: Reference, forward: Forward, lengths: Sequence[int] = (
     try:
         with torch.inference_mode():
             head, before = _padded(reference.tokens, firsts)
-            _, cache = forward.forward(head, before, None, {}, 1)
+            _, cache = forward.forward(head, before, None, {}, 1, None)
             rest, mask = _padded(
                 torch.stack([row.roll(-first) for row, first in zip(reference.tokens, firsts, strict=True)]),
                 rests if inside else (min(rests),) * len(rests),
             )
-            logits, cache = forward.forward(rest, torch.cat([before, mask], dim=1), cache, {}, 1)
+            logits, cache = forward.forward(rest, torch.cat([before, mask], dim=1), cache, {}, 1, None)
             ends = [first + n for first, n in zip(firsts, rests if inside else (min(rests),) * 2, strict=True)]
             found = [logits[row, -1] for row in (0, 1)]
             if not reference.agrees(found, [reference.logits[row, end - 1] for row, end in enumerate(ends)]):

@@ -182,7 +182,7 @@ def _load(plan: _Plan, tuned: tuple[Adapter, Fingerprint] | None = None) -> Mode
         blocks, reference = judge.take_reference(original)
 
     def lens_path(bridge: Any) -> Runner:
-        return _find_path(plan, config, original, reference, [LensModules(bridge, reference.tokens.device)])[0]
+        return _find_path(plan, config, original, blocks, reference, [LensModules(bridge, reference.tokens.device)])[0]
 
     points = HookPoints(lambda: _boot(plan.source, original, tokenizer), lens_path)
     bridge = points.bridge if plan.engine == "transformer-lens" else None
@@ -224,7 +224,7 @@ def _best_path(
         ModelError: none agrees.
     """
     if bridge is not None:
-        return _find_path(plan, config, original, reference, [LensModules(bridge, reference.tokens.device)])
+        return _find_path(plan, config, original, blocks, reference, [LensModules(bridge, reference.tokens.device)])
     notes: list[str] = []
     if LeanRunner.fits(config) and changes_with_length(config) is None:
         lean = LeanRunner(original)
@@ -234,16 +234,24 @@ def _best_path(
             f"the written-out path disagrees with {_versions()} on {plan.title}; transformers' modules are used"
         )
     networks = [HFModules.of(original, blocks, places) for places in (None, False)]
-    runner, more = _find_path(plan, config, original, reference, networks)
+    runner, more = _find_path(plan, config, original, blocks, reference, networks)
     return runner, notes + more
 
 
 def _find_path(
-    plan: _Plan, config: Any, original: Any, reference: judge.Reference, networks: Sequence[Network]
+    plan: _Plan,
+    config: Any,
+    original: Any,
+    blocks: Sequence[Any],
+    reference: judge.Reference,
+    networks: Sequence[Network],
 ) -> tuple[Runner, list[str]]:
     """The fastest way through some modules that agrees with the judge."""
     runner = next(_candidates(networks, config, reference), None)
-    if runner is None:
+    middle = len(blocks) // 2
+    # On transformers' own modules the hook is the judge's; hook points have been elsewhere than the stream.
+    elsewhere = isinstance(networks[0], LensModules)
+    if runner is None or (elsewhere and not judge.edits_agree(original, reference, blocks[middle], middle, runner)):
         raise ModelError(
             f"no way through {plan.title} ({type(original).__name__}) by {networks[0].name} computes what the model "
             f"computes without a cache ({_versions()}); it may look ahead, or these versions do not fit each other: "

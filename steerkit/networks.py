@@ -12,7 +12,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -254,12 +254,51 @@ def run_plainly(model: Any, tokens: Int[Tensor, "b s"], **options: Any) -> Any:
     return model(tokens, **options)
 
 
+@dataclass(eq=False)
+class _Stack:
+    """A list of modules, and what went through each of them in one pass."""
+
+    modules: Any
+    order: list[int] = field(default_factory=list)
+    inputs: list[Any] = field(default_factory=list)
+    outputs: list[Any] = field(default_factory=list)
+
+    def watch(self) -> list[Any]:
+        """Hooks that note what goes through; their handles."""
+        handles = []
+        for place, module in enumerate(self.modules):
+
+            def enter(_module: Any, given: Any, named: Any, place: int = place) -> None:
+                self.order.append(place)
+                self.inputs.append(given[0] if given else named.get("hidden_states"))
+
+            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+            handles.append(module.register_forward_hook(lambda _m, _i, output: self.outputs.append(stream_of(output))))
+        return handles
+
+    def is_stream(self, shape: torch.Size) -> bool:
+        """Whether states of tokens [b s] pass the modules once each and in order, mostly from one right to the next.
+
+        Some models rescale the stream here and there between two blocks.
+        """
+        states = [h for h in self.outputs if isinstance(h, Tensor) and h.ndim in (3, 4) and h.shape[-3:-1] == shape]
+        if self.order != list(range(len(self.modules))) or len(states) != len(self.modules):
+            return False
+        if len({h.shape for h in states}) != 1:
+            return False
+        links = [
+            isinstance(entered, Tensor) and entered.shape == left.shape and torch.equal(entered, left)
+            for left, entered in zip(self.outputs, self.inputs[1:], strict=False)
+        ]
+        return 2 * sum(links) >= len(links)
+
+
 def find_blocks(
     model: Any, tokens: Int[Tensor, "b s"]
 ) -> tuple[list[Any], Float[Tensor, "b l s d"], Float[Tensor, "b s v"]]:
-    """A model's blocks, first to last: the longest list of modules that one pass runs once each and in order.
+    """A model's blocks, first to last: the longest list of modules through which the states pass one by one.
 
-    Their outputs must be states [b s d] of one width, or a stack of such. It needs no list of names.
+    States are [b s d] of one width, or a stack of such. It needs no list of names.
 
     Args:
         model: a Hugging Face causal language model
@@ -272,41 +311,24 @@ def find_blocks(
         ModelError: it has no such list.
     """
     lists = [part for part in model.modules() if isinstance(part, torch.nn.ModuleList) and len(part)]
-    runs: list[list[tuple[int, Tensor | None]]] = [[] for _ in lists]
-
-    def watch(i: int, place: int) -> Callable[..., None]:
-        def note(_module: Any, _inputs: Any, output: Any) -> None:
-            h = stream_of(output)
-            states = isinstance(h, Tensor) and h.ndim in (3, 4) and h.shape[-3:-1] == tokens.shape
-            runs[i].append((place, (h if h.ndim == 3 else h[0]) if states else None))
-
-        return note
-
-    handles = [
-        module.register_forward_hook(watch(i, place))
-        for i, part in enumerate(lists)
-        for place, module in enumerate(part)
-    ]
+    watched = [_Stack(part) for part in lists]
+    handles = [handle for stack in watched for handle in stack.watch()]
     try:
         with torch.inference_mode():
             logits = run_plainly(model, tokens).logits
     finally:
         for handle in handles:
             handle.remove()
-
-    def is_stack(i: int) -> bool:
-        widths = {None if h is None else h.shape[-1] for _, h in runs[i]}
-        return [place for place, _ in runs[i]] == list(range(len(lists[i]))) and len(widths) == 1 and None not in widths
-
-    stacks = sorted((i for i in range(len(lists)) if is_stack(i)), key=lambda i: len(lists[i]))
-    if not stacks:
+    streams = [stack for stack in watched if stack.is_stream(tokens.shape)]
+    if not streams:
         raise ModelError(
-            f"{type(model).__name__} has no row of blocks that states pass one by one, so no layer can be steered; "
+            f"{type(model).__name__} has no row of blocks that its states pass one by one, so no layer can be steered; "
             "choose another model with -m"
         )
-    longest = stacks[-1]
-    states = torch.stack([h.to(tokens.device) for _, h in runs[longest] if h is not None], dim=1)
-    return list(lists[longest]), states, logits.to(tokens.device)
+    blocks = max(streams, key=lambda stack: len(stack.modules))
+    planes = [h if h.ndim == 3 else h[0] for h in blocks.outputs]
+    states = torch.stack([h.to(tokens.device) for h in planes], dim=1)
+    return list(blocks.modules), states, logits.to(tokens.device)
 
 
 def share_weights(model: Any) -> Any:

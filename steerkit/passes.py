@@ -19,6 +19,7 @@ from torch import Tensor
 from steerkit.errors import ModelError, PromptError
 from steerkit.models import Model, ResidualFunction, pad_left, pad_right
 from steerkit.passages import Passage
+from steerkit.runners import select_cache
 from steerkit.steering import Steering, edits, pushes_of
 from steerkit.validation import REPLY, check_context, check_steerings, check_tokens
 
@@ -85,7 +86,7 @@ def prefill(
         tokens, before = pad_left(heads, model.device)
         _, cache = model.forward(tokens, before, keep=0)
         owner = torch.tensor(owners, device=model.device)
-        cache.batch_select_indices(owner)
+        select_cache(cache, owner)
         before = before[owner]
     rest = [start[len(heads[i]) :] for start, i in zip(whole, owners, strict=True)]
     tokens, mask = pad_left(rest, model.device)
@@ -93,7 +94,7 @@ def prefill(
     if tokens.shape[1]:
         like = torch.empty(0, device=model.device, dtype=model.dtype)
         _, cache = model.forward(tokens, mask, cache, edits([steering for _, steering in unique], like), keep=0)
-    cache.batch_select_indices(rows)
+    select_cache(cache, rows)
     return cache, mask[rows]
 
 
@@ -124,7 +125,7 @@ class Recall:
         wanted = list(prompt[:-1])
         shared = _common(wanted, self._tokens) if self._can_forget else 0
         if shared:
-            self._cache.batch_select_indices(torch.zeros(1, dtype=torch.long, device=self._model.device))
+            select_cache(self._cache, torch.zeros(1, dtype=torch.long, device=self._model.device))
             if surplus := self._cache.get_seq_length() - shared:
                 self._cache.crop(-surplus)
         else:
@@ -139,7 +140,7 @@ class Recall:
             _, self._cache = self._model.forward(tokens, mask, self._cache, keep=0)
             self._tokens += stretch
         if self._cache is not None:
-            self._cache.batch_select_indices(torch.zeros(n_rows, dtype=torch.long, device=self._model.device))
+            select_cache(self._cache, torch.zeros(n_rows, dtype=torch.long, device=self._model.device))
         return self._cache, torch.ones(n_rows, len(wanted), dtype=torch.long, device=self._model.device)
 
     @property

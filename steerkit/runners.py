@@ -343,8 +343,16 @@ def select_rows(
     if rows is None:
         return tokens, mask
     if cache is not None:
-        cache.batch_select_indices(rows)
+        select_cache(cache, rows)
     return tokens[rows], mask[rows]
+
+
+def select_cache(cache: Any, rows: Int[Tensor, " b"]) -> None:
+    """Keep these rows of a cache, in this order; a row may be named several times.
+
+    Of Hugging Face's caches, only reordering knows every kind of state: keys and values, convolutions, recurrences.
+    """
+    (cache.reorder_cache if hasattr(cache, "reorder_cache") else cache.batch_select_indices)(rows)
 
 
 def chain(steps: Sequence[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:

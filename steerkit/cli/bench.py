@@ -57,8 +57,8 @@ def bench(
     if found.loading:
         console.print(
             Text(
-                f"path: {found.path}, held against plain transformers in {found.judging:.2f} s of the {found.loading:.2f} s "
-                "of loading",
+                f"path: {found.path}, held against plain transformers in {found.judging:.2f} s of the "
+                f"{found.loading:.2f} s that loading took",
                 "dim",
             )
         )

@@ -19,6 +19,7 @@ from steerkit.kept import measure_once
 from steerkit.limits import Search, at_dial
 from steerkit.models import Model
 from steerkit.passes import prefill, reply_logits
+from steerkit.runners import select_cache
 from steerkit.steering import Steering, edits
 from steerkit.vectors import SteeringVector
 from steerkit.weights import Progress, ignore_progress
@@ -175,7 +176,7 @@ def _distributions(
     begun = {(c, o): c for c, (_, answers) in enumerate(choices) for o in range(len(answers))}
     for level, places in enumerate(_places(choices), 1):
         rows = torch.tensor([begun[place] * k + i for place in places for i in range(k)], device=model.device)
-        cache.batch_select_indices(rows)
+        select_cache(cache, rows)
         mask = torch.cat([mask[rows], mask.new_ones(len(rows), 1)], dim=1)
         spoken = torch.tensor([[choices[c][1][o][level - 1]] for c, o in places for _ in steerings])
         functions = edits(list(steerings) * len(places), like)
