@@ -130,7 +130,8 @@ class Batch:
         self._model = model
         probe = torch.zeros(1, 1, dtype=torch.long, device=model.device)
         _, cache = model.forward(probe, torch.ones_like(probe), keep=0)
-        self.most = most if model.sees_everything and can_merge(cache) else 1
+        self.most = most if model.holes and can_merge(cache) else 1
+        self._stretch = STRETCH if model.continues else model.context
         self._like = torch.empty(0, device=model.device, dtype=model.dtype)
         self.clear()
 
@@ -175,7 +176,7 @@ class Batch:
 
     def read(self) -> None:
         """Read a stretch of the prompts of newcomers; those that are read to their end speak from the next pass on."""
-        if self._reading is None and self._newcomers and len(self._newcomers[0].prompt) > STRETCH:
+        if self._reading is None and self._newcomers and len(self._newcomers[0].prompt) > self._stretch:
             self._reading = _Reading(self._newcomers.popleft())
         # A long prompt and short ones take turns, so that neither has to wait for the other.
         short = self._group() if self._alternate or self._reading is None else []
@@ -258,7 +259,7 @@ class Batch:
         for ask in self._newcomers:
             prompts.add(_start(ask))
             longest = max(len(prompt) for prompt, _ in prompts)
-            if longest > STRETCH or (group and len(prompts) * longest > STRETCH):
+            if longest > self._stretch or (group and len(prompts) * longest > STRETCH):
                 break
             group.append(ask)
         return group
@@ -276,7 +277,7 @@ class Batch:
     def _read_on(self, reading: _Reading) -> None:
         """Read the next stretch of a long prompt."""
         wanted = reading.ask.prompt[:-1]
-        stretch = wanted[reading.n_read :][:STRETCH]
+        stretch = wanted[reading.n_read :][: self._stretch]
         tokens = torch.tensor([list(stretch)], device=self._model.device)
         mask = torch.ones(1, reading.n_read + len(stretch), dtype=torch.long, device=self._model.device)
         steering = reading.ask.steering if reading.ask.steering.everywhere else Steering()

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerkit.errors import PersonaError, SteerkitError
+from steerkit.errors import PersonaError, SteerkitError, VectorError
 from steerkit.extraction import Recipe, contrasts
 from steerkit.generation import Probe, Sampling, complete, require_replies
 from steerkit.limits import LIMIT, WORKING, at_dial, find_limits
@@ -112,7 +112,12 @@ def calibrate(
     material = gather_material(model, pair, settings.seed, progress)
     if not material.rows:
         raise SteerkitError(f"{model.name} said nothing to any held-out question, so there is nothing to calibrate on")
-    chosen = choose_place(model, bare, material.rows, settings.places or spread(model.n_layers), progress)
+    places = settings.places or tuple(place for place in spread(model.n_layers) if not bare.zeros(*place))
+    if not places:
+        raise VectorError(
+            f"{bare.name} is zero somewhere in every place that is tried; {bare.where_not_zero()}, with --layers"
+        )
+    chosen = choose_place(model, bare, material.rows, places, progress)
     placed = replace(bare, evidence={**bare.evidence, **chosen})
     prompts = _prompts(model, pair)
     limits = find_limits(model, placed, prompts, settings.n_tokens, settings.n_repeated, progress)

@@ -322,9 +322,11 @@ class ChatTemplate:
         """A chat of markers; None where the template refuses it."""
         turns = [{"role": role, "content": MARKER.format(i)} for i, role in enumerate(roles)]
         try:
-            return self._apply(turns, reply_follows, in_parts)
+            text = self._apply(turns, reply_follows, in_parts)
         except PromptError:
             return None
+        # A template may change words, but markers must be known again.
+        return re.sub(MARKER.format(r"(\d+)"), lambda mark: MARKER.format(mark[1]), text, flags=re.IGNORECASE)
 
     def _skeleton(self, roles: tuple[str, ...], reply_follows: bool) -> str | None:
         """What the template writes around words."""
@@ -587,7 +589,8 @@ def _locate(turns: Sequence[Message], text: str, skeleton: str | None) -> tuple[
     # A template may write messages in another order, such as a system message with the last question.
     marks = sorted((at, i) for i in range(len(turns)) if (at := (skeleton or bare).find(MARKER.format(i))) >= 0)
     cursor, written, changed = 0, 0, False
-    for (place, i), following in zip(marks, [*marks[1:], None], strict=True):
+    for n, (place, i) in enumerate(marks):
+        following = marks[n + 1] if n + 1 < len(marks) else None
         said, end = str(turns[i]["content"]), place + len(MARKER.format(i))
         before = None if skeleton is None else skeleton[written:place]
         after = "" if skeleton is None else skeleton[end : following[0] if following else None]

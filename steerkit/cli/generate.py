@@ -65,8 +65,8 @@ def generate(
 ) -> None:
     """Let the model answer under a steering, every word tinted by its score.
 
-    With --compare, several -s, or --dials, replies stand side by side; -o FILE.html or FILE.svg keeps them as a page or
-    a drawing to share.
+    With --compare, several -s, or --dials, replies stand side by side; with a temperature they are drawn with the same
+    random numbers, so that what differs is the steering. -o FILE.html or FILE.svg keeps them as a page or a drawing.
     """
     from steerkit.generation import Sampling
 
@@ -170,6 +170,7 @@ def _plain(
     thought = {"thought": reply.thought, "n_thought": reply.n_thought, "unfinished": reply.unfinished}
     return {
         "model": model.name,
+        "path": model.path,
         "prompt": prompt,
         "steer": str(steering),
         "reply": reply.text,

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -30,7 +30,9 @@ ModelName = Annotated[
     str | None,
     typer.Option("--model", "-m", envvar="STEERKIT_MODEL", help="A hub id, a model folder or a .gguf file."),
 ]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps; the best one there is by default.")]
+Device = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda, mps, or auto for all there are; the best one by default.")
+]
 Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
 TrainingDtype = Annotated[
     str | None,
@@ -99,7 +101,10 @@ def engage(
         yield Here(loaded or open_model(name, device, dtype))
         return
     if (_chosen.get() or Engine()).name != "local":
-        raise SteerkitError("vLLM has workers of its own; leave out --ray and --workers, or say --tensor-parallel")
+        raise SteerkitError(
+            "workers run the model in their own way; leave out --ray and --workers, or --engine; "
+            "vLLM has workers of its own, as --tensor-parallel says"
+        )
     from steerkit.engines.clusters import LOCAL, Pool
     from steerkit.engines.ray import RayWorkers
     from steerkit.work import Known
@@ -117,8 +122,10 @@ def engage(
 class Engine:
     """Who runs a model's blocks."""
 
-    name: Annotated[str, typer.Option("--engine", help="Who runs the model: local or vllm.")] = "local"
-    """`local` or `vllm`."""
+    name: Annotated[str, typer.Option("--engine", help="What runs the model: local, transformer-lens or vllm.")] = (
+        "local"
+    )
+    """`local`, the fastest way that is right; `transformer-lens`, through its hook points; or `vllm`."""
     url: Annotated[str, typer.Option("--url", help="Of a running 'vllm serve' that has vllm-lens beside it.")] = ""
     """Of a server that runs already; without one, workers are started."""
     tensor_parallel: Annotated[
@@ -137,9 +144,9 @@ class Engine:
             SteerkitError: there is no such engine, or it does not take the other options.
         """
         if self.name not in ENGINES:
-            hint = nearest(self.name, ENGINES, "choose local or vllm")
+            hint = nearest(self.name, ENGINES, "choose local, transformer-lens or vllm")
             raise SteerkitError(f"no engine is called {self.name!r}; {hint}")
-        if self.name == "local" and self != Engine():
+        if self.name != "vllm" and replace(self, name="local") != Engine():
             raise SteerkitError("the options of vLLM go with --engine vllm; add it, or leave them out")
         if self.url and max(self.tensor_parallel, self.pipeline_parallel) > 1:
             raise SteerkitError("a server that runs has its workers already; leave out --url, or how many there are")
@@ -169,7 +176,7 @@ class Thinking:
         return model if self == Thinking() else model.with_thinking(self.mode, self.include)
 
 
-ENGINES = ("local", "vllm")
+ENGINES = ("local", "transformer-lens", "vllm")
 _chosen: ContextVar[Engine | None] = ContextVar("engine", default=None)
 _thinking: ContextVar[Thinking | None] = ContextVar("thinking", default=None)
 
@@ -263,7 +270,7 @@ def _open(name: str | None, device: str | None, dtype: str) -> Model:
             return load_in_vllm(name, device, dtype, tell, engine.tensor_parallel, engine.pipeline_parallel)
         from steerkit.loading import load_model
 
-        return load_model(name, device, dtype, tell)
+        return load_model(name, device, dtype, tell, engine.name)
 
 
 def training_dtype(device: str | None, dtype: str | None) -> str:
@@ -282,8 +289,6 @@ def say_notes(model: Model | Known) -> None:
 
 def parse_steering(text: str, vectors: VectorSet, layers: str | None, everywhere: bool) -> Steering:
     """Read an expression and give the terms that name no layers those of `--layers`."""
-    from dataclasses import replace
-
     from steerkit.expressions import parse_layers
     from steerkit.steering import Steering
 

@@ -320,7 +320,7 @@ def _read(
 
 def _begin(model: Model, recall: Recall, starts: Sequence[Sequence[int]]) -> tuple[Any, Int[Tensor, "b t"]]:
     """Read rows that begin alike, of which the beginning is remembered."""
-    if not model.sees_everything:
+    if not (model.holes and model.continues):
         # Behind a shared beginning padding would stand inside a row, which a window does not forgive.
         return prefill(model, [[*start, 0] for start in starts], [Steering()] * len(starts))
     columns = zip(*starts, strict=False)

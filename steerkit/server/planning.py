@@ -242,10 +242,11 @@ class Planner:
         temperature = 1.0 if wish.temperature is None else wish.temperature
         n, likeliest = wish.n or 1, wish.likeliest
         first = Sampling(texts.longest, temperature, wish.top_p or 1.0, seed)
+        # A prompt may stand in a request twice; every choice has a seed of its own, whichever prompt it is of.
+        asked = [prompt for prompt in texts.prompts for _ in range(n)]
         asks = [
             Ask(prompt, steering, probes, replace(first, seed=seed + i), likeliest, texts.thoughts)
-            for prompt in texts.prompts
-            for i in range(n)
+            for i, prompt in enumerate(asked)
         ]
         used: dict[str, Any] = {"steer": str(steering), "everywhere": steering.everywhere, "seed": seed}
         used["warnings"] = [*steering.warnings(), *texts.notes]

@@ -266,7 +266,7 @@ class Session:
         self._speak(gone)
 
     def _speak(self, replaces: tuple[Said, ...] = ()) -> None:
-        sampling = replace(self.plan.sampling, seed=self.plan.sampling.seed + self._attempts)
+        sampling = replace(self.plan.sampling, seed=self.plan.sampling.seeds(1)[0] + self._attempts)
         self.live = Live(tuple(self.reads), self.comparing, replaces)
         self.status = "reading"
         self.speaker.speak(self.chat, tuple(self.reads.values()), sampling, self.comparing)
