@@ -58,6 +58,7 @@ def always(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 CONTENT, THOUGHT = "I am a helpful assistant.", "people ask"
+FINAL = "<|channel|>final<|message|>"
 REPLIES: list[dict[str, Any]] = [
     {"content": CONTENT, "thought": THOUGHT},
     {"content": CONTENT, "reasoning_content": THOUGHT},
@@ -67,9 +68,7 @@ REPLIES: list[dict[str, Any]] = [
     {"content": f"{THOUGHT}\n</think>\n\n{CONTENT}"},
     {"content": f"[THINK]{THOUGHT}[/THINK]{CONTENT}"},
     {"content": f"<seed:think>{THOUGHT}</seed:think>{CONTENT}"},
-    {
-        "content": f"<|channel|>analysis<|message|>{THOUGHT}<|end|><|start|>assistant<|channel|>final<|message|>{CONTENT}"
-    },
+    {"content": f"<|channel|>analysis<|message|>{THOUGHT}<|end|><|start|>assistant{FINAL}{CONTENT}"},
     {"content": [{"type": "thinking", "thinking": THOUGHT}, {"type": "text", "text": CONTENT}]},
     {"content": [{"type": "reasoning", "text": THOUGHT}, {"type": "text", "text": CONTENT}]},
 ]
@@ -173,9 +172,10 @@ def generated(folder: Path, *arguments: str) -> dict[str, Any]:
     return json.loads(command("generate", "Who?", *options, "--json", *arguments).stdout)
 
 
-def test_generate_folds_a_thought_and_gives_it_as_json(folder: Path, workplace: Path) -> None:
+@pytest.mark.usefixtures("workplace")
+def test_generate_folds_a_thought_and_gives_it_as_json(folder: Path) -> None:
     shown = command("generate", "Who?", "-m", str(folder), "--device", "cpu", "--temperature", "0")
-    n_thought = len(SAID.partition("</think>")[0]) and generated(folder)["n_thought"]
+    n_thought = generated(folder)["n_thought"]
     assert f"▸ thought, {n_thought} tokens\nI will not\n" in shown.stdout
     assert "helpful" not in shown.stdout
     reply = generated(folder)
@@ -184,7 +184,8 @@ def test_generate_folds_a_thought_and_gives_it_as_json(folder: Path, workplace: 
     assert reply["n_tokens"] == len(reply["tokens"])
 
 
-def test_generate_tells_in_one_line_that_a_reply_ended_within_its_thought(folder: Path, workplace: Path) -> None:
+@pytest.mark.usefixtures("workplace")
+def test_generate_tells_in_one_line_that_a_reply_ended_within_its_thought(folder: Path) -> None:
     result = command("generate", "Who?", "-m", str(folder), "--device", "cpu", "--max-tokens", "3")
     assert "the reply ended within its thought, so it is empty" in result.stderr
     assert "helpful" not in result.stdout
@@ -192,7 +193,8 @@ def test_generate_tells_in_one_line_that_a_reply_ended_within_its_thought(folder
     assert (reply["reply"], reply["tokens"], reply["scores"], reply["unfinished"]) == ("", [], {}, True)
 
 
-def test_several_replies_and_pages_fold_thoughts_too(folder: Path, workplace: Path) -> None:
+@pytest.mark.usefixtures("workplace")
+def test_several_replies_and_pages_fold_thoughts_too(folder: Path) -> None:
     vector = jump(load_model(str(folder), device="cpu"), 70)
     vector.save(vector_path("hal", "thinker"))
     options = ["-m", str(folder), "--device", "cpu", "-s", "1 hal", "--compare"]
@@ -201,18 +203,18 @@ def test_several_replies_and_pages_fold_thoughts_too(folder: Path, workplace: Pa
     assert Path("page.html").read_text().count('<details class="thought">') == 2
 
 
-def test_thinking_is_switched_and_thoughts_are_steered_as_asked(folder: Path, thinker: Model, workplace: Path) -> None:
+@pytest.mark.usefixtures("workplace")
+def test_thinking_is_switched_and_thoughts_are_steered_as_asked(folder: Path, thinker: Model) -> None:
     jump(thinker, tokens_of(thinker, " will")[0]).save(vector_path("hal", thinker.name))
     assert generated(folder, "-s", "1 hal")["thought"] == "You are helpful."
     assert "thought" not in generated(folder, "-s", "1 hal", "--steer-thoughts", "--max-tokens", "4")
-    assert (
-        generated(folder, "-s", "1 hal", "--steer-thoughts", "--max-tokens", "4")["reply"]
-        == " not".strip() + " not" * 3
-    )
+    steered = generated(folder, "-s", "1 hal", "--steer-thoughts", "--max-tokens", "4")
+    assert steered["reply"] == "not not not not"
     assert "thought" not in generated(folder, "-s", "1 hal", "--thinking", "off", "--max-tokens", "4")
     assert generated(folder, "--thinking", "on")["thought"] == "You are helpful."
 
 
+@pytest.mark.usefixtures("workplace")
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -221,19 +223,22 @@ def test_thinking_is_switched_and_thoughts_are_steered_as_asked(folder: Path, th
     ],
 )  # fmt: skip
 def test_a_template_without_a_switch_is_an_error_in_one_line_everywhere(
-    arguments: list[str], tiny_folder: Path, tiny: Model, workplace: Path
+    arguments: list[str], tiny_folder: Path, tiny: Model
 ) -> None:
     make_vector("hal", tiny.fingerprint).save(vector_path("hal", tiny.name))
     Path("x.jsonl").write_text(json.dumps({"messages": [*USER, {"role": "assistant", "content": "I am."}]}) + "\n")
     result = CliRunner().invoke(app, [*arguments, "-m", str(tiny_folder), "--thinking", "on"])
     assert result.exit_code == 1
-    assert "no switch for thinking" in str(result.exception)
+    # A sentence that is wrapped is one line of text.
+    assert "no switch for thinking" in " ".join(result.stderr.split())
+    assert "Traceback" not in result.output
     wrong = CliRunner().invoke(app, [*arguments, "-m", str(tiny_folder), "--thinking", "maybe"])
     assert wrong.exit_code == 1
-    assert "maybe" in str(wrong.exception)
+    assert "maybe" in wrong.stderr
 
 
-def test_read_takes_a_text_with_its_thought(folder: Path, thinker: Model, workplace: Path) -> None:
+@pytest.mark.usefixtures("workplace")
+def test_read_takes_a_text_with_its_thought(folder: Path, thinker: Model) -> None:
     make_vector("hal", thinker.fingerprint).save(vector_path("hal", thinker.name))
     options = ["-p", "hal", "-m", str(folder), "--device", "cpu"]
     result = json.loads(command("read", f"<think>{THOUGHT}</think>{CONTENT}", *options, "--json").stdout)
@@ -279,7 +284,7 @@ def test_where_every_reply_ends_within_its_thought_nothing_is_measured(always: M
     with pytest.raises(SteerkitError, match="came out of their thoughts in 3 tokens") as raised:
         extract(always, PAIR, Recipe(max_tokens=3))
     assert "\n" not in str(raised.value)
-    with pytest.raises(SteerkitError, match="every reply of .* ended within its thought"):
+    with pytest.raises(SteerkitError, match=r"every reply of .* ended within its thought"):
         write_texts(always, [prompt_of(always)], [Steering()], 3)
     included = always.with_thinking(include=True)
     assert extract(included, PAIR, Recipe(max_tokens=3)).provenance["include_thoughts"] is True
