@@ -20,7 +20,7 @@ from torch import Tensor
 
 from steerkit.errors import PersonaError, SteerkitError, VectorError
 from steerkit.extraction import Recipe, contrasts
-from steerkit.generation import Probe, Sampling, complete
+from steerkit.generation import Probe, Sampling, complete, require_replies
 from steerkit.limits import LIMIT, WORKING, at_dial, find_limits
 from steerkit.measures import (
     Row,
@@ -102,6 +102,7 @@ def calibrate(
     """
     settings = settings or Settings()
     vector.require(model.fingerprint)
+    model = model.at_date(str(vector.provenance.get("template_date", ""))).for_measuring()
     if not pair.positive.held_out or not pair.positive.items:
         raise PersonaError(
             f"{pair.positive.name} has no held_out questions or no items, and a vector is only calibrated on what it "
@@ -235,6 +236,7 @@ def _thresholds(
     first, last = vector.place
     probes = [Probe.of(vector, l) for l in range(first, last + 1)]
     replies = complete(model, prompts, probes=probes, sampling=Sampling(settings.n_tokens))
+    require_replies(model, replies)
     scores = torch.cat([reply.readout.scores for reply in replies]).float().flatten()
     return {f"p{share}": round(float(scores.quantile(share / 100)), 4) for share in (1, 5, 25, 50, 75, 95, 99)}
 

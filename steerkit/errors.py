@@ -4,6 +4,7 @@
     ├── PersonaError       a persona that is unknown or badly written
     ├── ModelError         a model that cannot be found, fetched, checked or read
     │   └── PromptError    a prompt that this model cannot take
+    │       └── TemplateError  a chat that its chat template refuses
     ├── VectorError        a vector that is unknown, damaged or made on another model
     ├── ExpressionError    a steering expression that does not parse
     ├── ItemError          a file of items that cannot be read
@@ -34,6 +35,10 @@ class ModelError(SteerkitError):
 
 class PromptError(ModelError):
     """A prompt is empty or longer than the model's context."""
+
+
+class TemplateError(PromptError):
+    """A model's chat template refuses a chat, or fails on it."""
 
 
 class VectorError(SteerkitError):

@@ -173,7 +173,7 @@ def evaluate(
     """
     if not steering:
         raise SteerkitError("there is nothing to evaluate; add a steering, as -s '1 hal'")
-    settings = settings or Settings()
+    settings, model = settings or Settings(), model.for_measuring()
     rows = rows_of(model, items)
     pairs = _pairs(steering)
     randoms = [_random(steering, settings.seed + i) for i in range(settings.n_random)]

@@ -143,6 +143,7 @@ class Audit:
     refusals: int = 0
     label_echoes: int = 0
     empty: int = 0
+    unfinished: int = 0
     positive_tokens: int = 0
     negative_tokens: int = 0
     examples: list[dict[str, str]] = field(default_factory=list)
@@ -164,7 +165,10 @@ class Audit:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for the vector's provenance."""
-        return {**asdict(self), "length_ratio": round(self.length_ratio, 3)}
+        told = {**asdict(self), "length_ratio": round(self.length_ratio, 3)}
+        if not self.unfinished:
+            del told["unfinished"]
+        return told
 
 
 def audit_warnings(audit: Mapping[str, Any], n_pairs: int | None = None) -> list[str]:
@@ -183,6 +187,8 @@ def audit_warnings(audit: Mapping[str, Any], n_pairs: int | None = None) -> list
         found.append(f"replies differ in length ({ratio:.2f} to 1); the direction may be about length")
     if audit["empty"]:
         found.append(f"{audit['empty']} pairs were left out because one side said nothing")
+    if audit.get("unfinished"):
+        found.append(f"{audit['unfinished']} replies ended within their thoughts, and their pairs were left out")
     return found + ([] if n_pairs is None else few_pairs(n_pairs))
 
 
@@ -258,9 +264,10 @@ def extract(
 
     Raises:
         PromptError: a prompt and its reply exceed the context.
-        SteerkitError: every reply was empty, or both personas do the same to the model, so that there is no direction.
+        SteerkitError: every reply was empty or ended within its thought, or both personas do the same to the model, so
+            that there is no direction.
     """
-    recipe = recipe or Recipe()
+    recipe, model = recipe or Recipe(), model.for_measuring()
     trained = recipe.estimator == TRAINED
     sums = Sums(model.n_layers, model.width, keep_rows=recipe.estimator not in ("mean_diff", TRAINED))
     audit, lessons = Audit(), []
@@ -270,6 +277,11 @@ def extract(
             audit.take(positive, negative, pair.positive.labels)
             if trained:
                 lessons.append(Lesson(case.bare, positive.tokens, negative.tokens))
+    if sums.n == 0 and audit.unfinished:
+        raise SteerkitError(
+            f"no two replies of {model.name} came out of their thoughts in {recipe.max_tokens} tokens; use --thinking "
+            "off where the model has it, raise --max-tokens, or try --reading prompt"
+        )
     if sums.n == 0:
         raise SteerkitError(f"{model.name} said nothing to any question; try --reading prompt")
     positive, negative = sums.sides()
@@ -306,7 +318,7 @@ def _require_direction(
 
 def extracting(model: Model, shared: Plain, progress: Progress) -> Callable[[Plain], Plain]:
     """The task: the file of a pair's vector, and the seconds it took."""
-    recipe = Recipe(**shared["recipe"])
+    recipe, model = Recipe(**shared["recipe"]), model.at_date(shared.get("template_date", ""))
     others = [SteeringVector.from_bytes(data) for data in shared["without"]]
 
     def extracted(piece: Plain) -> Plain:
@@ -320,9 +332,15 @@ def extracting(model: Model, shared: Plain, progress: Progress) -> Callable[[Pla
     return extracted
 
 
-def extraction_jobs(pairs: Iterable[Pair], recipe: Recipe, without: Sequence[SteeringVector] = ()) -> Iterator[Job]:
-    """What workers are asked for the vectors of some pairs, each less what it has in common with other vectors."""
-    shared = {"recipe": asdict(recipe), "without": [other.to_bytes() for other in without]}
+def extraction_jobs(
+    pairs: Iterable[Pair], recipe: Recipe, without: Sequence[SteeringVector] = (), date: str = ""
+) -> Iterator[Job]:
+    """What workers are asked for the vectors of some pairs, each less what it has in common with other vectors.
+
+    `date` is where the clock of the model's chat template stands for all of them, if it has one.
+    """
+    shared: Plain = {"recipe": asdict(recipe), "without": [other.to_bytes() for other in without]}
+    shared |= {"template_date": date} if date else {}
     for pair in pairs:
         yield Job(shared, pair.to_json(), pair.name)
 
@@ -336,6 +354,7 @@ def contrasts(
     audit: Audit | None = None,
 ) -> Iterator[Contrast]:
     """Let both personas answer, a batch at a time; `questions` are those of the extraction if none are given."""
+    model = model.for_measuring()
     cases = _cases(model, pair, recipe, pair.positive.questions if questions is None else questions)
     length = recipe.max_tokens if recipe.reading == "response" else 1
     total = length * sum(len(case.positives) + len(case.negatives) for case in cases)
@@ -356,10 +375,11 @@ def contrasts(
         kept = [(case, ours, theirs) for case, ours, theirs in found if ours and theirs]
         if audit is not None:
             audit.empty += len(batch) - len(kept)
+            audit.unfinished += sum(reply.unfinished for reply in replies)
         states = states.cpu()
         yield Contrast(
             [case for case, _, _ in kept],
-            [tuple(replies[side[case.turn % len(side)]] for side in sides) for case, *sides in kept] if replies else [],
+            [_heard(replies, *entry) for entry in kept] if replies else [],
             *(_averages(states, [sides[i] for _, *sides in kept]) for i in (0, 1)),
         )
         done += len(rows) * length
@@ -376,6 +396,13 @@ def _sides(batch: Sequence[Case]) -> tuple[list[range], list[range]]:
             found[-1].append(range(start, start + size))
             start += size
     return found[0], found[1]
+
+
+def _heard(
+    replies: Sequence[Reply], case: Case, positive: Sequence[int], negative: Sequence[int]
+) -> tuple[Reply, Reply]:
+    """One reply of each side to a case, in turn where a side has several."""
+    return replies[positive[case.turn % len(positive)]], replies[negative[case.turn % len(negative)]]
 
 
 def _averages(states: Float[Tensor, "r l d"], groups: Sequence[Sequence[int]]) -> Float[Tensor, "b l d"]:
@@ -443,9 +470,9 @@ def _speak(
     means = Means(model, len(rows))
     for step in stream(model, rows, [Steering()] * len(rows), (), recipe.sampling(), means):
         steps[step.row].append(step)
-        said = len(steps[step.row])
-        progress("extract", min(done + said * len(rows), total), total)
-    return [gather(row, said, ()) for row, said in zip(rows, steps, strict=True)], means.values
+        done += 1
+        progress("extract", min(done, total), total)
+    return [gather(model, row, said, ()) for row, said in zip(rows, steps, strict=True)], means.values
 
 
 def _provenance(model: Model, pair: Pair, recipe: Recipe, n_pairs: int, audit: Audit) -> dict[str, Any]:
@@ -457,6 +484,8 @@ def _provenance(model: Model, pair: Pair, recipe: Recipe, n_pairs: int, audit: A
         "n_pairs": n_pairs,
         "prompts_sha256": hashlib.sha256(prompts.encode()).hexdigest(),
         "model": model.name,
+        "path": model.path,
+        **model.template_identity,
         "audit": audit.to_json() | ({"warnings": few} if (few := few_pairs(n_pairs)) else {}),
         "versions": {name: version(name) for name in ("torch", "transformers", "transformer-lens")},
     }

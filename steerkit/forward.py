@@ -1,8 +1,8 @@
-"""How the rows of a batch go through a network: together in one padded pass, or row by row where a pass cannot hold them.
+"""How the rows of a batch go through a network: together in one padded pass, or row by row.
 
-`BatchedForward` is transformers' own batching. Recurrent states, positions that depend on the length of the longest row,
-and models without a cache do not survive it; `RowForward` runs each row as if it were alone, and lets the rows meet only
-where hooks want to see all of them. What a model can bear is measured when it is loaded (`judge.py`).
+`BatchedForward` is transformers' own batching. Recurrent states, positions that depend on the length of the longest
+row, and models without a cache do not survive it; `RowForward` runs each row as if it were alone, and lets rows meet
+only where hooks want to see all of them. What a model can bear is measured when it is loaded (`judge.py`).
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any
@@ -21,10 +22,12 @@ from torch.nn import functional
 
 from steerkit.decoding import Decoder
 from steerkit.errors import ModelError, PromptError, SteerkitError
-from steerkit.models import Message, Model
+from steerkit.models import Message, Model, pad_right
+from steerkit.passages import Passage
 from steerkit.passes import Means, batches, check_pairs, merge, prefill, steered_passages
 from steerkit.readings import Probe, Readings, distinct_names
 from steerkit.steering import Steering, edits
+from steerkit.thinking import ReplyText
 from steerkit.validation import check_context, check_messages, check_probes, check_steerings, check_tokens
 from steerkit.weights import Progress, ignore_progress
 
@@ -100,9 +103,13 @@ class Step:
     token: int
     """The token's number."""
     text: str
-    """What it adds to the reply; empty while a character is still incomplete."""
+    """What it adds to the reply, or to a thought before it; empty where a character is not complete yet."""
     scores: tuple[float, ...] = ()
     """One score a probe."""
+    thought: bool = False
+    """Whether it is part of a thought, or of the tags around it, which have no text."""
+    open: bool = False
+    """Whether the thought goes on behind it."""
 
 
 @dataclass(frozen=True)
@@ -128,13 +135,19 @@ class Reply:
     """What a model said, and how it scored while saying it."""
 
     prompt: tuple[int, ...]
-    """Tokens before the reply."""
+    """Tokens before the reply, those of a thought included."""
     tokens: tuple[int, ...]
-    """Tokens of the reply, without the one that ends it."""
+    """Tokens of the reply, without the one that ends it; behind a thought, unless thoughts count as replies do."""
     text: str
-    """The reply."""
+    """The reply, without a thought."""
     readout: Readout
-    """Its scores."""
+    """Scores of the tokens."""
+    thought: str = ""
+    """What was thought before, without its tags."""
+    n_thought: int = 0
+    """So many tokens the thought and its tags had."""
+    unfinished: bool = False
+    """Whether it ended within its thought, so that there is no reply."""
 
 
 def stream(
@@ -249,10 +262,42 @@ def _stream_here(
     begun: tuple[Any, Int[Tensor, "b t"]] | None,
 ) -> Iterator[Step]:
     """The same in this process."""
+    texts = [model.thoughts.follow(model.tokenizer, prompt) for prompt in prompts]
+    return _worded(texts, _tokens_here(model, prompts, steerings, probes, sampling, means, begun, texts))
+
+
+def _worded(texts: Sequence[ReplyText], tokens: Iterable[tuple[int, tuple[float, ...]]]) -> Iterator[Step]:
+    """Steps of tokens that `texts` have taken, given as row and scores; each comes when its text is settled."""
+    scores: list[deque[tuple[float, ...]]] = [deque() for _ in texts]
+
+    def settled(row: int) -> Iterator[Step]:
+        while scores[row] and texts[row].words:
+            word = texts[row].words.popleft()
+            yield Step(row, word.token, word.text, scores[row].popleft(), word.thought, word.open)
+
+    for row, read in tokens:
+        scores[row].append(read)
+        yield from settled(row)
+    for row, text in enumerate(texts):
+        text.end()
+        yield from settled(row)
+
+
+def _tokens_here(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    steerings: Sequence[Steering] | Steerings,
+    probes: Sequence[Probe],
+    sampling: Sampling,
+    means: Means | None,
+    begun: tuple[Any, Int[Tensor, "b t"]] | None,
+    texts: Sequence[ReplyText],
+) -> Iterator[tuple[int, tuple[float, ...]]]:
+    """Rows whose texts have taken a token, with the token's scores."""
     steer = steerings if callable(steerings) else lambda _place: steerings
     like = torch.empty(0, device=model.device, dtype=model.dtype)
-    current = steer(0)
-    pushes = edits(current, like)
+    current, forced = steer(0), in_force(texts)
+    pushes = edits(where_in_force(current, forced), like)
     cache, mask = begun or prefill(model, prompts, current)
     mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
     last = torch.tensor([prompt[-1:] for prompt in prompts], device=model.device)
@@ -261,7 +306,6 @@ def _stream_here(
     readers = merge(readings.functions(), means.functions() if means else {})
     functions = merge(pushes, readers)
     choose = Chooser(sampling, len(prompts), model.device)
-    decoders = [Decoder(model.tokenizer) for _ in prompts]
     speaking = [True] * len(prompts)
     for position in range(sampling.max_tokens):
         chosen = choose(logits[:, -1])
@@ -269,20 +313,36 @@ def _stream_here(
         speaking = [on and token not in model.end_tokens for on, token in zip(speaking, picked, strict=True)]
         if not any(speaking):
             return
-        steps = [Step(row, token, decoders[row].push(token)) for row, token in enumerate(picked) if speaking[row]]
+        rows = [row for row, on in enumerate(speaking) if on]
+        for row in rows:
+            texts[row].push(picked[row])
         if not probes:
-            yield from steps
+            yield from ((row, ()) for row in rows)
             if position + 1 == sampling.max_tokens and means is None:
                 return
-        if (wanted := steer(position + 1)) is not current:
-            current, functions = wanted, merge(edits(wanted, like), readers)
+        wanted, now = steer(position + 1), in_force(texts)
+        if wanted is not current or now != forced:
+            current, forced = wanted, now
+            functions = merge(edits(where_in_force(current, forced), like), readers)
         mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
         logits, cache = model.forward(chosen[:, None], mask, cache, functions)
         if means is not None:
-            means.take(speaking)
+            means.take([on and text.counts for on, text in zip(speaking, texts, strict=True)])
         if probes:
             scores = readings.scores[:, -1].tolist()
-            yield from (Step(step.row, step.token, step.text, tuple(scores[step.row])) for step in steps)
+            yield from ((row, tuple(scores[row])) for row in rows)
+
+
+def in_force(texts: Sequence[ReplyText]) -> list[bool]:
+    """For each row whether steering is in force where its next token is chosen."""
+    return [text.steered for text in texts]
+
+
+def where_in_force(steerings: Sequence[Steering], forced: Sequence[bool]) -> Sequence[Steering]:
+    """Steerings of rows, and none where it is not in force."""
+    if all(forced):
+        return steerings
+    return [steering if on else Steering() for steering, on in zip(steerings, forced, strict=True)]
 
 
 def _stream_elsewhere(
@@ -302,32 +362,71 @@ def _stream_elsewhere(
     reads = bool(probes) or means is not None
     most = None if means is None else means.most
     seeds = iter(sampling.seeds(len(prompts)))
+    measured = [means is not None or bool(steering) for steering in steerings]
+    thoughts = _thoughts_elsewhere(model, prompts, measured, sampling)
+    begun = [(*prompt, *thought) for prompt, thought in zip(prompts, thoughts, strict=True)]
     asked = [
         replace(
             row,
             # The last token's state is there only when one more has been chosen.
-            new=sampling.max_tokens + reads,
+            new=sampling.max_tokens - len(thought) + reads,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             seed=next(seeds),
             ends=model.end_tokens,
             readers=readers,
-            since=len(row.tokens),
+            since=len(prompt),
             spans=((len(row.tokens), None if most is None else len(row.tokens) + most),) if means is not None else (),
         )
-        for row in steered_passages(prompts, steerings)
+        for row, prompt, thought in zip(steered_passages(begun, steerings), prompts, thoughts, strict=True)
     ]
     found = model.engine.run(asked)
     if means is not None:
         means.fill(torch.stack([heard.means[0] for heard in found]))
-    decoders = [Decoder(model.tokenizer) for _ in prompts]
+    said = [(*thought, *heard.tokens) for thought, heard in zip(thoughts, found, strict=True)]
     scores = [readings.put(heard.scores).tolist() for heard in found]
-    for place in range(sampling.max_tokens):
-        for row, heard in enumerate(found):
-            if place < len(heard.tokens):
-                token = heard.tokens[place]
-                told = tuple(scores[row][place]) if probes else ()
-                yield Step(row, token, decoders[row].push(token), told)
+    texts = [model.thoughts.follow(model.tokenizer, prompt) for prompt in prompts]
+
+    def tokens() -> Iterator[tuple[int, tuple[float, ...]]]:
+        for place in range(sampling.max_tokens):
+            for row, reply in enumerate(said):
+                if place < len(reply):
+                    texts[row].push(reply[place])
+                    yield row, tuple(scores[row][place]) if probes else ()
+
+    yield from _worded(texts, tokens())
+
+
+def _thoughts_elsewhere(
+    model: Model, prompts: Sequence[Sequence[int]], measured: Sequence[bool], sampling: Sampling
+) -> list[tuple[int, ...]]:
+    """Tokens of the thoughts before replies that are steered or measured, where thoughts are not.
+
+    An engine steers from a place on that it is given beforehand, so the thought is made first, without steering.
+    """
+    assert model.engine is not None
+    texts = [model.thoughts.follow(model.tokenizer, prompt) for prompt in prompts]
+    rows = [row for row, (text, on) in enumerate(zip(texts, measured, strict=True)) if on and not text.steered]
+    seeds = sampling.seeds(len(prompts))
+    asked = [
+        Passage(
+            tuple(prompts[row]),
+            new=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=seeds[row],
+            ends=model.end_tokens,
+        )
+        for row in rows
+    ]
+    found = model.engine.run(asked) if asked else []
+    thoughts: list[tuple[int, ...]] = [()] * len(prompts)
+    for row, heard in zip(rows, found, strict=True):
+        for token in heard.tokens[: sampling.max_tokens]:
+            texts[row].push(token)
+        texts[row].end()
+        thoughts[row] = tuple(word.token for word in texts[row].words if word.thought)
+    return thoughts
 
 
 LIKELIEST = 2048
@@ -415,15 +514,36 @@ def complete(
         progress("generate", n_made, total)
     if n_made < total:
         progress("generate", total, total)
-    return [gather(prompt, row, probes) for prompt, row in zip(prompts, steps, strict=True)]
+    return [gather(model, prompt, row, probes) for prompt, row in zip(prompts, steps, strict=True)]
 
 
-def gather(prompt: Sequence[int], steps: Sequence[Step], probes: Sequence[Probe]) -> Reply:
-    """Put the steps of one row together."""
-    scores = torch.tensor([step.scores for step in steps]).reshape(len(steps), len(probes))
-    readout = Readout(tuple(step.text for step in steps), distinct_names(probes), scores)
-    tokens = tuple(step.token for step in steps)
-    return Reply(tuple(prompt), tokens, "".join(readout.tokens).strip(), readout)
+def gather(model: Model, prompt: Sequence[int], steps: Sequence[Step], probes: Sequence[Probe]) -> Reply:
+    """Put the steps of one row together; what is thought counts for nothing, unless the model's thoughts are to."""
+    thought, said = ([step for step in steps if step.thought is which] for which in (True, False))
+    counted, before = (steps, ()) if model.thoughts.included else (said, tuple(step.token for step in thought))
+    scores = torch.tensor([step.scores for step in counted]).reshape(len(counted), len(probes))
+    readout = Readout(tuple(step.text for step in counted), distinct_names(probes), scores)
+    tokens = tuple(step.token for step in counted)
+    text, written = ("".join(step.text for step in part).strip() for part in (said, thought))
+    unfinished = bool(steps) and steps[-1].open
+    return Reply((*prompt, *before), tokens, text, readout, written, len(thought), unfinished)
+
+
+def require_replies(model: Model, replies: Sequence[Reply]) -> None:
+    """See that there is something to measure where a model thinks before it replies; what is missing is told.
+
+    Raises:
+        SteerkitError: every reply ended within its thought.
+    """
+    n_cut = sum(reply.unfinished for reply in replies)
+    if n_cut and n_cut == len(replies):
+        longest = max(reply.n_thought for reply in replies)
+        raise SteerkitError(
+            f"every reply of {model.name} ended within its thought, the longest after {longest} tokens, so there is "
+            "nothing to measure; use --thinking off where the model has it, longer replies, or --steer-thoughts"
+        )
+    if n_cut:
+        model.note(f"{n_cut} of {len(replies)} replies ended within their thoughts and were left out")
 
 
 def read_tokens(
@@ -436,8 +556,14 @@ def read_tokens(
         VectorError: a vector was made on another model.
     """
     scores = read_rows(model, [(prompt, reply)], probes, [steering or Steering()])[0][len(prompt[-1:]) :]
+    return Readout(tuple(pieces(model, reply)), distinct_names(probes), scores)
+
+
+def pieces(model: Model, tokens: Sequence[int]) -> list[str]:
+    """What each of some tokens adds to their text."""
     decoder = Decoder(model.tokenizer)
-    return Readout(tuple(decoder.push(token) for token in reply), distinct_names(probes), scores)
+    found = [decoder.push(token) for token in tokens]
+    return [*found[:-1], found[-1] + decoder.rest()] if found else []
 
 
 def read_rows(
@@ -496,8 +622,8 @@ def _read(
     asked = [[*prompt[-1:], *reply] for prompt, reply in rows]
     width = max(map(len, asked))
     # Padding stands behind, where no token looks.
-    tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in asked], device=model.device)
-    mask = torch.cat([mask, mask.new_ones(len(asked), width)], dim=1)
+    tokens, behind = pad_right(asked, model.device)
+    mask = torch.cat([mask, behind], dim=1)
     readings = Readings(probes, model.device)
     like = torch.empty(0, device=model.device, dtype=model.dtype)
     model.forward(tokens, mask, cache, merge(edits(steerings, like), readings.functions()), keep=0)
@@ -546,28 +672,16 @@ def find_turns(model: Model, messages: Sequence[Message]) -> tuple[list[int], li
     Raises:
         PromptError: the chat exceeds the context, or the template rewrites what was said.
     """
-    text = model.render(messages, reply_follows=False)
-    plain = model.tokenizer.chat_template is None
-    encoded = model.tokenizer(text, add_special_tokens=plain, return_offsets_mapping=True)
-    ids, ends = list(encoded.input_ids), encoded.offset_mapping
-    if len(ids) > model.context:
-        raise PromptError(f"the chat has {len(ids)} tokens and {model.name} holds {model.context}; shorten it")
-    turns, cursor = [], 0
-    for i, message in enumerate(messages):
-        content = message["content"].strip()
-        start = text.find(content, max(cursor, _reply_start(model, messages[:i], message["role"], text)))
-        if start < 0:
-            raise PromptError(f"{model.name}'s chat template rewrites turn {i + 1}, so its words cannot be found again")
-        cursor = start + len(content)
-        # A token may begin with the space in front of a word; it belongs to the turn in which it ends.
-        inside = tuple(k for k, (_, end) in enumerate(ends) if start < end <= cursor)
-        turns.append(Span(message["role"], inside, tuple(text[ends[k][0] : ends[k][1]] for k in inside)))
-    return ids, turns
-
-
-def _reply_start(model: Model, before: Sequence[Message], role: str, text: str) -> int:
-    """Where an assistant's reply begins in a rendered chat, so that its words are not sought in a header."""
-    if role != "assistant" or not before:
-        return 0
-    head = model.render(before)
-    return len(head) if text.startswith(head) else 0
+    chat = model.rendered(messages, reply_follows=False)
+    tokens = model.template.encode(chat.text)
+    if len(tokens.ids) > model.context:
+        raise PromptError(f"the chat has {len(tokens.ids)} tokens and {model.name} holds {model.context}; shorten it")
+    turns = []
+    for i, (message, span) in enumerate(zip(messages, chat.spans, strict=True), 1):
+        if span is None:
+            raise PromptError(f"{model.name}'s chat template rewrites turn {i}, so its words cannot be found again")
+        said = chat.text[slice(*span)]
+        bare = span[0] + len(said) - len(said.lstrip()), span[0] + len(said.rstrip())
+        places, pieces = model.template.pieces(chat.text, tokens, bare if said.strip() else (span[0], span[0]))
+        turns.append(Span(message["role"], tuple(places), pieces))
+    return tokens.ids, turns

@@ -1,8 +1,8 @@
-"""Whether a way through the weights computes what plain Hugging Face computes: asked of every one when a model is loaded.
+"""Whether a way through the weights computes what plain Hugging Face computes: asked when a model is loaded.
 
-The judge is the model itself, in the precision that is used, on a few tokens: no cache, no mask, no positions, one pass.
-A path is held against it with a batch of two rows of unequal length: a padded prefill with the stream behind every block,
-then three steps from the cache. A path that disagrees is not used.
+The judge is the model itself, in the precision that is used, on a few tokens: no cache, no mask, no positions, one
+pass. A path is held against it with a batch of two rows of unequal length: a padded prefill with the stream behind
+every block, then three steps from the cache. A path that disagrees is not used.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LENGTHS = (6, 4)
 EXACT = 1e-3
 """The largest relative difference of logits or states in float32; two ways through a model differ by about 1e-6."""
 ROUGH = 0.05
-"""The same in half precision, for the middle one of all positions: experts that are chosen by a hair may differ at a few."""
+"""The same in half precision, for the middle one of all positions: at a few, experts chosen by a hair may differ."""
 ROUGH_LARGEST = 0.5
 """And for the largest of them; a path with a fault is wrong everywhere."""
 

@@ -19,11 +19,13 @@ import torch
 
 from steerkit import judge, weights
 from steerkit.adapters import Adapter, find_adapter, merge_adapter, split_adapter
+from steerkit.chat_templates import find_chat_template
 from steerkit.errors import ModelError, SteerkitError, nearest
 from steerkit.fingerprints import Fingerprint
 from steerkit.forward import BatchedForward, RowForward
 from steerkit.models import HookPoints, Judgement, Model, final_norm
 from steerkit.networks import HFModules, LensModules, Network, share_weights
+from steerkit.no_installs import no_installs
 from steerkit.runners import LeanRunner, Runner, changes_with_length, context_of, sees_everything
 from steerkit.whole import causal_class, load_whole, read_config, read_tokenizer, require_numbers
 
@@ -104,9 +106,12 @@ def _load_head(source: str, title: str, device: torch.device | str, dtype: torch
     if final_norm(original) is None:
         raise ModelError(f"{title} has a last norm that steerkit does not know; use --engine local")
     # No hook points here: nobody can hook blocks that are somewhere else.
-    return Model(
-        title, *shape, original, HookPoints(lambda: None, lambda _bridge: None), read_tokenizer(source), source=source
-    )
+    points = HookPoints(lambda: None, _no_path)
+    return Model(title, *shape, original, points, _tokenizer(source), source=source)
+
+
+def _no_path(_bridge: Any) -> Runner:
+    raise ModelError("the blocks are somewhere else and have no hook points here; use --engine local")
 
 
 def load_tuned(base: Model, adapter: Adapter) -> Model:
@@ -116,7 +121,11 @@ def load_tuned(base: Model, adapter: Adapter) -> Model:
         ModelError: the adapter belongs to another model, or is damaged.
     """
     with _explained(base.name, base.source):
-        return _load(_Plan(base.source, base.name, base.device, base.dtype), (adapter, base.fingerprint))
+        plan = _Plan(base.source, base.name, base.device, base.dtype)
+        tuned = _load(plan, (adapter, base.fingerprint))
+    # What is compared with the base reads the same texts, with the same date in them.
+    tuned.template_options, tuned.include_thoughts = base.template_options, base.include_thoughts
+    return tuned
 
 
 def model_kind(name: str | None) -> str:
@@ -168,8 +177,7 @@ def _load(plan: _Plan, tuned: tuple[Adapter, Fingerprint] | None = None) -> Mode
     if tuned is not None:
         original = merge_adapter(original, *tuned)
     require_numbers(original, plan.title)
-    # As TransformerLens has it, a text that is no chat begins with the token that begins texts.
-    tokenizer = read_tokenizer(plan.source)
+    tokenizer = _tokenizer(plan.source)
     with timer.running():
         blocks, reference = judge.take_reference(original)
 
@@ -198,6 +206,13 @@ def _load(plan: _Plan, tuned: tuple[Adapter, Fingerprint] | None = None) -> Mode
         adapter, model.base = tuned
         model.name, model.adapter = f"{plan.title}+{adapter.name}", adapter.digest
     return model
+
+
+def _tokenizer(source: str) -> Any:
+    """A model's tokenizer, with the chat template that its files have for it, wherever they have it."""
+    tokenizer = read_tokenizer(source)
+    tokenizer.chat_template = find_chat_template(source, tokenizer)
+    return tokenizer
 
 
 def _best_path(
@@ -301,13 +316,15 @@ def _boot(source: str, original: Any, tokenizer: Any) -> Any:
 
     logging.getLogger("transformer_lens").setLevel(logging.ERROR)
     try:
-        bridge = TransformerBridge.boot_transformers(  # type: ignore[attr-defined]
-            source,
-            hf_model=share_weights(original),
-            tokenizer=copy.deepcopy(tokenizer),
-            device=original.device,
-            dtype=next(original.parameters()).dtype,
-        )
+        # It would install what it lacks for pictures, which text needs nothing of.
+        with no_installs():
+            bridge = TransformerBridge.boot_transformers(  # type: ignore[attr-defined]
+                source,
+                hf_model=share_weights(original),
+                tokenizer=copy.deepcopy(tokenizer),
+                device=original.device,
+                dtype=next(original.parameters()).dtype,
+            )
     except Exception as error:
         # It raises whatever it stumbles over; all of it means that it does not have this model.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]

@@ -32,14 +32,25 @@ CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 class Network(Protocol):
     """Something that computes logits and lets hooks at the residual stream."""
 
-    name: str
-    """What it is called in notes and files."""
-    has_cache: bool
-    """Whether a pass can go on where another ended."""
-    takes_positions: bool
-    """Whether positions can be given, so that padding does not shift them."""
-    device: torch.device
-    """Where tokens go and hooks run."""
+    @property
+    def name(self) -> str:
+        """What it is called in notes and files."""
+        ...
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether a pass can go on where another ended."""
+        ...
+
+    @property
+    def takes_positions(self) -> bool:
+        """Whether positions can be given, so that padding does not shift them."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where tokens go and hooks run."""
+        ...
 
     def run(
         self,
@@ -122,10 +133,19 @@ class HFModules:
         if self.keeps_logits:
             # Asked for the last none, it gives all.
             options["logits_to_keep"] = max(keep, 1)
+        if cache is None:
+            self._reset_positions()
         with hooked({self.blocks[l]: hook for l, hook in hooks.items()}, self.device):
             output = self.model(tokens, **options)
         made = getattr(output, self.cache_name, None) if self.cache_name is not None and use_cache else None
         return output.logits[:, output.logits.shape[1] - keep :], made
+
+    def _reset_positions(self) -> None:
+        """Forget the longest text so far: dynamic rotary positions would stay stretched for shorter ones."""
+        for module in self.model.modules():
+            if "max_seq_len_cached" in vars(module) and "dynamic" in str(getattr(module, "rope_type", "")):
+                module.max_seq_len_cached = module.original_max_seq_len
+                module.register_buffer("inv_freq", module.original_inv_freq.clone(), persistent=False)
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from steerkit.errors import ModelError, PromptError
-from steerkit.models import Model, ResidualFunction, pad_left
+from steerkit.models import Model, ResidualFunction, pad_left, pad_right
 from steerkit.passages import Passage
 from steerkit.steering import Steering, edits, pushes_of
 from steerkit.validation import REPLY, check_context, check_steerings, check_tokens
@@ -374,8 +374,8 @@ def _logits(
     # The last reply token predicts nothing that is asked for. Padding stands behind, where no token looks.
     asked = [[*prompt[-1:], *reply[:-1]] for (prompt, reply), _ in unique]
     width = max(map(len, asked))
-    tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in asked], device=model.device)
-    mask = torch.cat([mask, mask.new_ones(len(asked), width)], dim=1)
+    tokens, behind = pad_right(asked, model.device)
+    mask = torch.cat([mask, behind], dim=1)
     like = torch.empty(0, device=model.device, dtype=model.dtype)
     logits, _ = model.forward(tokens, mask, cache, edits(steerings, like), width, gradient, rows)
     return [logits[row, : len(reply)].float() for row, (_, reply) in enumerate(pairs)]

@@ -294,6 +294,14 @@ def _share(done: int, total: int) -> float:
     return min((done + 1) / rising, (total - done) / max(1, total - rising + 1))
 
 
+def date_in(folder: Path) -> str:
+    """The date in the model's chat template when a training in a folder was begun; empty if there is none."""
+    try:
+        return str(json.loads((folder / TRAINING).read_text(encoding="utf-8")).get("template_date", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
+
+
 def _begin(folder: Path, head: Mapping[str, Any]) -> dict[str, Any] | None:
     """Say in the folder what is going to be in it, or what is in it already if it is the same training.
 
@@ -321,7 +329,11 @@ def _begin(folder: Path, head: Mapping[str, Any]) -> dict[str, Any] | None:
     return dict(theirs)
 
 
-WORDS = {"shown": "samples", "sha256": "data file", "held": "what is held", "watch": "probes"}
+WORDS = {"shown": "samples", "sha256": "data file", "held": "what is held", "watch": "probes"} | {
+    "template_date": "the date in the chat template",
+    "template_variables": "variables of the chat template",
+    "template_rules": "how chats become tokens",
+}
 """What parts of `training.json` are called to people, where that is not what they are called there."""
 RESULTS = ("state", "steps", "loss", "scores")
 """What `training.json` says when a training has ended."""

@@ -30,8 +30,8 @@ def check_messages(messages: Any) -> None:
     for number, message in enumerate(messages, 1):
         if not isinstance(message, Mapping):
             raise PromptError(f"message {number} is {_kind(message)}, not a role and its content; write {CHAT}")
-        for key in ("role", "content"):
-            if not isinstance(message.get(key), str):
+        for key, kinds in (("role", str), ("content", (str, list))):
+            if not isinstance(message.get(key), kinds):
                 found = _kind(message[key]) if key in message else "missing"
                 raise PromptError(f"message {number}: its {key} is {found}, not text; write {CHAT}")
 
@@ -112,7 +112,7 @@ def check_steerings(model: Model, steerings: Any, n_rows: int) -> None:
             f"there are {n_rows} prompts and {len(steerings)} steerings; give one steering for each prompt, "
             "Steering() for a prompt that is not steered"
         )
-    distinct = {id(each): each for each in steerings if each}.values()
+    distinct: Any = {id(each): each for each in steerings if each}.values()
     for term in (term for each in distinct for term in each.terms):
         check_vector(model, term.vector)
         if term.when is not None:
@@ -132,8 +132,9 @@ def check_probes(model: Model, probes: Any) -> None:
             raise SteerkitError(f"probes are a list of probes, not {_kind(probe)}; write [Probe.of(vector)]")
     if not listed:
         raise SteerkitError("probes are a list, not one probe; write [probe]")
-    for probe in probes:
-        check_vector(model, probe.vector)
+    each: Any
+    for each in probes:
+        check_vector(model, each.vector)
 
 
 def check_vector(model: Model, vector: Any) -> None:

@@ -1,4 +1,4 @@
-"""Hugging Face models read from their files: only causal ones, only whole ones, and never by code that comes with them."""
+"""Hugging Face models read from their files: only causal ones, only whole ones, never by code that comes with them."""
 
 from __future__ import annotations
 

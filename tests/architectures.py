@@ -449,7 +449,7 @@ def chat(subject: Subject) -> None:
         begun = recall.prefill(text, 1)
         steering = subject.steering(subject.expression(operator))
         steps = list(stream(subject.model, [text], [steering], subject.probes, Sampling(7), begun=begun))
-        reply = gather(text, steps, subject.probes)
+        reply = gather(subject.model, text, steps, subject.probes)
         subject.expect_reply(reply, subject.probes, text, operator, 7)
         # The second time, something that was said is taken back.
         text = (text if turn else text[:-2]) + list(reply.tokens) + subject.chat(f"And {turn} people?")

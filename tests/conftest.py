@@ -113,6 +113,12 @@ def tiny(tiny_folder: Path) -> Model:
 
 
 @pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A tiny Llama that gets other tokenizers; see `templated`. Its generation config names the end token of a base."""
+    return load_model(str(save_model(tmp_path_factory.mktemp("templates") / "tiny")), device="cpu")
+
+
+@pytest.fixture(scope="session")
 def real() -> Model:
     """The default model, fetched if need be."""
     return load_model(device="cpu")

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from steerkit.generation import Decoder, Probe, Sampling, complete, read_chat, read_tokens, stream
+from steerkit.decoding import Decoder
+from steerkit.generation import Probe, Sampling, complete, read_chat, read_tokens, stream
 from steerkit.models import Model, pad_left
 from steerkit.passes import reply_logits
 from steerkit.steering import Steering

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -81,7 +82,7 @@ def extract(
             if path.is_file():
                 talk().print(Text.assemble(("have", "dim"), f"      {path}"), soft_wrap=True)
         wanted = [(pair, path) for pair, path in places if not (everything and path.is_file())]
-        for each in extract_several(engaged, wanted, recipe, others):
+        for each in extract_several(engaged, wanted, recipe, others, [path for _, path in places]):
             made.append(each)
             say_notes(engaged.model)
             if not json:
@@ -93,14 +94,24 @@ def extract(
 
 
 def extract_several(
-    workers: Workers, wanted: Sequence[tuple[Pair, Path]], recipe: Recipe, without: Sequence[SteeringVector] = ()
+    workers: Workers,
+    wanted: Sequence[tuple[Pair, Path]],
+    recipe: Recipe,
+    without: Sequence[SteeringVector] = (),
+    made: Sequence[Path] = (),
 ) -> Iterator[dict[str, Any]]:
-    """Extract pairs with a progress bar, save each vector, and yield what a script wants to know of it."""
+    """Extract pairs with a progress bar, save each vector, and yield what a script wants to know of it.
+
+    Where the model's chat template writes the date, it is that of a vector in `made`, if one is there already.
+    """
     from steerkit import extraction
     from steerkit.vectors import SteeringVector
+    from steerkit.work import date_of
 
     bar = _Bar(len(wanted))
-    jobs = extraction.extraction_jobs((pair for pair, _ in wanted), recipe, without)
+    date = date_of(workers.model)
+    date = (_date_in(made) or date) if date else ""
+    jobs = extraction.extraction_jobs((pair for pair, _ in wanted), recipe, without, date)
     results = workers.run(extraction.TASK, jobs, bar)
     for pair, path in wanted:
         with progress(f"{pair.negative.name} → {pair.positive.name}") as bar.tell, quiet_libraries():
@@ -114,6 +125,7 @@ def extract_several(
         yield {
             "vector": str(path),
             "model": workers.model.name,
+            "path": vector.provenance["path"],
             "persona": pair.positive.name,
             "against": pair.negative.name,
             "estimator": recipe.estimator,
@@ -132,6 +144,18 @@ def extract_one(workers: Workers, pair: Pair, recipe: Recipe, path: Path) -> dic
     """Extract one pair with a progress bar, save it, and return what a script wants to know."""
     (made,) = extract_several(workers, [(pair, path)], recipe)
     return made
+
+
+def _date_in(paths: Iterable[Path]) -> str:
+    """The date in the chat template when some vectors were made: of the first of them that tells one."""
+    from steerkit.errors import VectorError
+    from steerkit.vectors import load_vector
+
+    for path in paths:
+        with suppress(VectorError):
+            if date := load_vector(path).provenance.get("template_date"):
+                return str(date)
+    return ""
 
 
 class _Bar:
