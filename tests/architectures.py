@@ -104,8 +104,9 @@ class Judge:
                 # Most blocks return a tensor, some a tuple that begins with it, and the first GPT a list.
                 h = output if isinstance(output, Tensor) else output[0]
                 if l in edits:
-                    h = torch.cat([h[:, :start], edits[l](h[:, start:])], dim=1)
-                states[l] = h[0]
+                    h = torch.cat([h[..., :start, :], edits[l](h[..., start:, :])], dim=-2)
+                # Gemma 3n has four streams beside each other; the first is read, and each is edited alike.
+                states[l] = h[0] if h.dim() == 3 else h[0, 0]
                 return h if isinstance(output, Tensor) else type(output)([h, *output[1:]])
 
             return hook
@@ -660,10 +661,8 @@ MAY_BE_REFUSED = ("bake", "gguf", "transformer-lens")
 
 
 def path_of(model: Any) -> str:
-    """Which way through the weights a model takes, in words."""
-    names = {"LeanRunner": "written out", "PlainRunner": "transformers' modules", "NoneType": "TransformerLens"}
-    name = type(getattr(model, "runner", None)).__name__
-    return names.get(name, name)
+    """Which way through the weights a model takes, as files and `--json` have it."""
+    return str(model.path)
 
 
 @contextmanager
