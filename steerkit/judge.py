@@ -25,6 +25,8 @@ N_STEPS = 3
 """Steps from the cache."""
 LENGTHS = (6, 4)
 """Tokens of the two rows before the first step."""
+SHORT = (3, 2)
+"""The same on some of the blocks only, for which a few tokens are enough."""
 EDIT = 1.5
 """What the stream is multiplied with where an edit is tried."""
 EXACT = 1e-3
@@ -58,6 +60,20 @@ class Reference:
     """The stream behind every block."""
     dtype: torch.dtype
     """The precision it was computed in."""
+    lengths: tuple[int, int] = LENGTHS
+    """Tokens of the two rows before the first step."""
+
+    def holds(self, states: dict[int, Tensor], logits: Tensor | None, ends: Sequence[int]) -> bool:
+        """Whether states at the last tokens of both rows, by layer, and the logits there are the judge's."""
+        layers = range(self.states.shape[1])
+        if set(states) != set(layers):
+            return False
+        found = [states[l][row] for l in layers for row in (0, 1)]
+        wanted = [self.states[row, l, end - 1] for l in layers for row, end in enumerate(ends)]
+        if logits is not None:
+            found += list(logits)
+            wanted += [self.logits[row, end - 1] for row, end in enumerate(ends)]
+        return self.agrees(found, wanted)
 
     def agrees(self, logits: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
         """Whether vectors [n …] are those of the judge, each for itself."""
@@ -77,24 +93,27 @@ def _error(found: Tensor, wanted: Tensor) -> float:
     return error if error == error else float("inf")
 
 
-def judge_tokens(model: Any) -> Int[Tensor, "2 s"]:
+def judge_tokens(model: Any, length: int) -> Int[Tensor, "2 s"]:
     """The tokens on which paths are held against the judge."""
-    length = max(LENGTHS) + N_STEPS
     rows = [[89 + 37 * i * i + 151 * row * (i + 1) for i in range(length)] for row in (0, 1)]
     return torch.tensor([ordinary_tokens(model, row) for row in rows])
 
 
-def take_reference(model: Any) -> tuple[list[Any], Reference]:
+def take_reference(model: Any, lengths: tuple[int, int] = LENGTHS) -> tuple[list[Any], Reference]:
     """Run a Hugging Face model on the judge's tokens: its blocks, and the stream behind them by hooks of one's own.
+
+    Args:
+        model: a Hugging Face causal language model
+        lengths: tokens of two rows before the first step
 
     Raises:
         ModelError: it has no blocks that states pass one by one, or computes what is no number.
     """
-    tokens = judge_tokens(model).to(model.get_input_embeddings().weight.device)
+    tokens = judge_tokens(model, max(lengths) + N_STEPS).to(model.get_input_embeddings().weight.device)
     blocks, states, logits = find_blocks(model, tokens)
     if not bool(logits.isfinite().all()):
         raise ModelError(f"{type(model).__name__} computes logits that are no numbers; its weights are damaged")
-    return blocks, Reference(tokens, logits, states, next(model.parameters()).dtype)
+    return blocks, Reference(tokens, logits, states, next(model.parameters()).dtype, lengths)
 
 
 @dataclass(eq=False)
@@ -120,21 +139,29 @@ REFUSALS = (TypeError, ValueError, RuntimeError, AttributeError, KeyError, Index
 """What a model raises on a way that is not for it."""
 
 
-def agrees(reference: Reference, forward: Forward, steps: bool = True) -> bool:
-    """Whether a path gives the judge's states and logits in a padded batch, and with `steps` from its cache too."""
-    n_layers = reference.states.shape[1]
-    recorder = _Recorder()
+def agrees(reference: Reference, forward: Forward, keep: int = 1) -> bool:
+    """Whether a path gives the judge's states and logits in a padded batch, in the prefill and at steps from its cache.
+
+    Args:
+        reference: what the judge says
+        forward: the path
+        keep: 0 to compare only states at the steps, where logits cost more than the blocks
+    """
     try:
         with torch.inference_mode():
-            tokens, mask = _padded(reference.tokens, LENGTHS)
-            logits, cache = forward.forward(tokens, mask, None, recorder.functions(n_layers), 1, None)
-            found = [logits[row, -1] for row in (0, 1)]
-            wanted = [reference.logits[row, n - 1] for row, n in enumerate(LENGTHS)]
-            found += [recorder.states[l][row] for l in range(n_layers) for row in (0, 1)]
-            wanted += [reference.states[row, l, n - 1] for l in range(n_layers) for row, n in enumerate(LENGTHS)]
-            return reference.agrees(found, wanted) and (
-                not steps or _steps_agree(reference, forward, mask, cache, LENGTHS)
-            )
+            tokens, mask = _padded(reference.tokens, reference.lengths)
+            cache = None
+            for step in range(N_STEPS + 1):
+                recorder, ends = _Recorder(), [n + step for n in reference.lengths]
+                n_logits = keep if step else 1
+                functions = recorder.functions(reference.states.shape[1])
+                logits, cache = forward.forward(tokens, mask, cache, functions, n_logits, None)
+                if not reference.holds(recorder.states, logits[:, -1] if n_logits else None, ends):
+                    return False
+                if step < N_STEPS:
+                    tokens = torch.stack([reference.tokens[row, end] for row, end in enumerate(ends)])[:, None]
+                    mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            return True
     except REFUSALS:
         return False
 

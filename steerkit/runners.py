@@ -173,6 +173,22 @@ class LeanRunner:
         self._norm = self.model.model.norm
         self._epsilon = float(self._norm.variance_epsilon)
 
+    def has_weights_of(self, model: Any) -> bool:
+        """Whether every block has the very matrices and norms of the model's block at its place."""
+
+        def alike(part: Tensor, whole: Tensor) -> bool:
+            return part.data_ptr() == whole.data_ptr() and part.dtype == whole.dtype
+
+        return len(self._blocks) == len(model.model.layers) and all(
+            alike(theirs.input_layernorm.weight, ours.before_attention)
+            and alike(theirs.self_attn.q_proj.weight, ours.attention[0])
+            and alike(theirs.self_attn.o_proj.weight, ours.out[0])
+            and alike(theirs.post_attention_layernorm.weight, ours.before_mlp)
+            and alike(theirs.mlp.gate_proj.weight, ours.rise[0])
+            and alike(theirs.mlp.down_proj.weight, ours.fall[0])
+            for ours, theirs in zip(self._blocks, model.model.layers, strict=True)
+        )
+
     def owns(self, cache: Any) -> bool:
         """See `Runner`."""
         return isinstance(cache, Cache)

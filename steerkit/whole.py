@@ -114,7 +114,9 @@ def load_whole(source: str, title: str, config: Any, device: torch.device | str,
     """
     model_class = causal_class(config, title)
     quantised = getattr(config, "quantization_config", None)
+    # Weights of another shape are refused below, by name.
     options: dict[str, Any] = {"dtype": dtype, "config": config, "output_loading_info": True}
+    options["ignore_mismatched_sizes"] = True
     if device == "auto":
         options["device_map"] = "auto"
     elif quantised is not None:
