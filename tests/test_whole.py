@@ -81,7 +81,7 @@ def test_weights_that_are_no_numbers_are_refused_by_name(folder: Path, bad: floa
     assert "no numbers" in line
 
 
-def test_a_sum_that_overflows_is_no_fault_of_the_weights(folder: Path) -> None:
+def test_a_sum_that_overflows_is_no_fault_of_the_weights() -> None:
     from steerkit.whole import require_numbers
 
     layer = torch.nn.Linear(4, 4)
