@@ -4,6 +4,7 @@
     ├── PersonaError       a persona that is unknown or badly written
     ├── ModelError         a model that cannot be found, fetched, checked or read
     │   └── PromptError    a prompt that this model cannot take
+    │       └── TemplateError  a chat that its chat template refuses
     ├── VectorError        a vector that is unknown, damaged or made on another model
     ├── ExpressionError    a steering expression that does not parse
     ├── ItemError          a file of items that cannot be read
@@ -36,6 +37,10 @@ class PromptError(ModelError):
     """A prompt is empty or longer than the model's context."""
 
 
+class TemplateError(PromptError):
+    """A model's chat template refuses a chat, or fails on it."""
+
+
 class VectorError(SteerkitError):
     """A vector is unknown, damaged, or was made on another model."""
 
@@ -56,16 +61,17 @@ class OutputError(SteerkitError):
     """A result cannot be written; what stood there before is untouched."""
 
 
-def nearest(name: str, candidates: Iterable[str], otherwise: str = "") -> str:
-    """Say which candidates `name` may have meant.
+def nearest(name: object, candidates: Iterable[str], otherwise: str = "") -> str:
+    """Say which candidates `name` may have meant; what is no text is like none of them.
 
     >>> nearest("hall", ["hal", "pirate"])
     'did you mean hal?'
     >>> nearest("zzz", ["hal", "pirate"], otherwise="see: steerkit personas")
     'see: steerkit personas'
     """
-    matches = difflib.get_close_matches(name.lower(), sorted(candidates), n=3, cutoff=0.5)
+    written = name.lower() if isinstance(name, str) else ""
+    matches = difflib.get_close_matches(written, sorted(candidates), n=3, cutoff=0.5)
     # Of many candidates some are always a little alike; beside one that is nearly the name they are noise.
-    likeness = [difflib.SequenceMatcher(None, name.lower(), match).ratio() for match in matches]
+    likeness = [difflib.SequenceMatcher(None, written, match).ratio() for match in matches]
     matches = [match for match, alike in zip(matches, likeness, strict=True) if alike > max(likeness) - 0.2]
     return f"did you mean {' or '.join(matches)}?" if matches else otherwise

@@ -141,10 +141,11 @@ def _row(model: Model, chat: Sequence[Message], window: int | None, i: int) -> R
     if last["role"] != "assistant" or not last["content"].strip() or not before:
         raise PromptError(f"sample {i + 1} does not end in a reply of the assistant to something; leave it out")
     try:
-        prompt = model.chat_tokens(before)
+        model.chat_tokens(before)
+        given = model.given_reply(before, last["content"].strip())
     except PromptError as error:
         raise PromptError(f"sample {i + 1} cannot be read: {error}") from error
-    reply = model.reply_tokens(last["content"].strip())[:window]
+    prompt, reply = given.tokens[: given.start], given.tokens[given.start : given.end][:window]
     if len(prompt) + len(reply) > model.context:
         raise PromptError(
             f"sample {i + 1} does not fit: its prompt has {len(prompt)} tokens and its reply {len(reply)}, but "

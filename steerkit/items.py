@@ -157,7 +157,6 @@ def choice_rows(
     """Tokens of every order of every choice, the persona's answer first; `before` comes before each question."""
     rows: list[tuple[Sequence[int], Sequence[int]]] = []
     for order in (order for both in choices for order in both):
-        replies = [model.reply_tokens(answer) for answer in (order.matching, order.other)]
-        prompt = model.chat_tokens([*before, {"role": "user", "content": order.question}], max(map(len, replies)))
-        rows += [(prompt, reply) for reply in replies]
+        chat = [*before, {"role": "user", "content": order.question}]
+        rows += model.reply_rows(chat, (order.matching, order.other))
     return rows

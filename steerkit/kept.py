@@ -16,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from steerkit.files import replacing_file
+from steerkit.errors import PromptError
+from steerkit.files import replacing_file, write_text
 from steerkit.fingerprints import Fingerprint
 from steerkit.models import Model
 from steerkit.vectors import model_slug
@@ -32,8 +33,26 @@ def kept_path(kind: str, model: Model, name: str, depends: Any) -> Path:
 
     The weights are not in the name: the file tells whose it is, to the accuracy with which models are told apart.
     """
-    told = json.dumps([str(model.dtype), depends], sort_keys=True)
+    # Where thoughts count as replies do, most numbers are others.
+    thoughts = ["thoughts"] if model.thoughts.included else []
+    told = json.dumps([str(model.dtype), depends, *thoughts], sort_keys=True)
     return kept_folder(kind, model) / f"{name}-{hashlib.sha256(told.encode()).hexdigest()[:20]}.safetensors"
+
+
+def at_kept_date(model: Model) -> Model:
+    """The model with the clock of its chat template where it stood when measurements of it were first kept.
+
+    Raises:
+        OutputError: the cache cannot be written.
+    """
+    if not model.template_date:
+        return model
+    path = platformdirs.user_cache_path("steerkit") / "dates" / f"{model_slug(model.name)}.txt"
+    try:
+        return model.at_date(path.read_text(encoding="utf-8").strip())
+    except (OSError, UnicodeDecodeError, PromptError):
+        write_text(path, model.template_date + "\n")
+        return model
 
 
 def keep(path: Path, model: Model, tensors: Mapping[str, Tensor], told: Mapping[str, str] | None = None) -> None:

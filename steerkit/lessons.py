@@ -105,8 +105,7 @@ def to_samples(model: Model, chats: Sequence[tuple[int, Sequence[Message]]], pat
     wrong: dict[int, str] = {}
     for number, chat in chats:
         try:
-            prompt = model.tokenize(model.render(chat[:-1]))
-            reply = [*model.reply_tokens(chat[-1]["content"].strip()), end_token(model)]
+            prompt, reply = _learned(model, chat)
         except PromptError as error:
             wrong[number] = str(error)
             continue
@@ -114,20 +113,23 @@ def to_samples(model: Model, chats: Sequence[tuple[int, Sequence[Message]]], pat
             wrong[number] = f"prompt and reply have {length} tokens, and {model.name} holds {model.context}"
         samples.append(Sample(tuple(prompt), tuple(reply)))
     _complain(path, wrong)
+    if n_thoughts := sum("thought" in chat[-1] for _, chat in chats):
+        model.note(f"{n_thoughts} of {len(chats)} replies have a thought before them; only the replies are learned")
     return samples
 
 
-def end_token(model: Model) -> int:
-    """The token with which the model's own template ends a reply, or else the one that ends texts."""
-    if model.tokenizer.chat_template is not None:
-        before: list[Message] = [{"role": "user", "content": "1"}]
-        head = model.render(before)
-        whole = model.render([*before, {"role": "assistant", "content": "2"}], reply_follows=False)
-        if whole.startswith(head + "2"):
-            behind = model.tokenizer(whole[len(head) + 1 :], add_special_tokens=False).input_ids
-            if (found := next((token for token in behind if token in model.end_tokens), None)) is not None:
-                return int(found)
-    return int(model.tokenizer.eos_token_id)
+def _learned(model: Model, chat: Sequence[Message]) -> tuple[list[int], list[int]]:
+    """What a chat begins with, and what is learned of it: all that the model has to write itself behind a prompt."""
+    given = model.given_reply(chat[:-1], chat[-1]["content"].strip())
+    end = end_token(model)
+    # Where the template writes no end, one that the model knows is learned.
+    ending = [] if given.closed > given.end or end is None else [end]
+    return list(given.tokens[: given.asked]), [*given.tokens[given.asked : given.closed], *ending]
+
+
+def end_token(model: Model) -> int | None:
+    """The token with which the model's own template ends a reply, or else the one that ends texts, if there is any."""
+    return model.end_token
 
 
 def show_samples(samples: Sequence[Sample], batch: int, steps: int, seed: int) -> list[list[Sample]]:

@@ -73,6 +73,7 @@ class Order:
             "model": model.name,
             "fingerprint": model.fingerprint.to_json(),
             "dtype": str(model.dtype).removeprefix("torch."),
+            **model.template_identity,
             "data": self.data,
             "sha256": self.sha256,
             "recipe": asdict(self.recipe),

@@ -15,7 +15,7 @@ from steerkit.material import load_material
 from steerkit.models import Model
 from steerkit.vectors import VectorSet, list_vectors
 from steerkit.weights import Progress, ignore_progress
-from steerkit.work import Job, Known, Plain, Workers, workers_for
+from steerkit.work import Job, Known, Plain, Workers, date_of, workers_for
 
 NOT_RUN = "not run"
 PACKAGES = ("persona-steerkit", "torch", "transformers", "transformer-lens")
@@ -63,7 +63,7 @@ def put_through(
     """
     claims: list[dict[str, Any]] = []
     yield describe(model, claims, seed, quick)
-    shared = {"seed": seed, "quick": quick, "given": given}
+    shared = {"seed": seed, "quick": quick, "given": given, "template_date": date_of(model)}
     # In one process nothing is measured twice anyway; elsewhere what is kept may be out of reach.
     groups = [[name] for name in names] if workers is None else claim_groups(names)
     jobs = (Job(shared, group, " and ".join(group)) for group in groups)
@@ -91,7 +91,7 @@ def claim_groups(names: Sequence[str]) -> list[list[str]]:
 
 def testing(model: Model, shared: Plain, progress: Progress) -> Callable[[Plain], Plain]:
     """The task: entries of some claims."""
-    given = shared["seed"], shared["quick"], shared["given"]
+    given, model = (shared["seed"], shared["quick"], shared["given"]), model.at_date(shared["template_date"])
     return lambda piece: [try_claim(model, name, *given, progress) for name in piece]
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerkit.chats import ROLES
-from steerkit.errors import PromptError
+from steerkit.errors import PromptError, TemplateError
 from steerkit.generation import Probe, Sampling, read_rows, stream
 from steerkit.inoculation import row_gains
 from steerkit.models import Message, Model
@@ -74,6 +74,7 @@ Sample = tuple[int, tuple[Sequence[Message], Sequence[Message]]]
 
 def measuring(model: Model, shared: Plain, _progress: Progress) -> Callable[[Plain], Plain]:
     """The task: the lines of a block of samples."""
+    model = model.at_date(shared.get("template_date", "")).for_measuring()
     told = shared["settings"]
     settings = Settings(**{**told, "inoculate": tuple(told["inoculate"])})
     nulls = [SteeringVector.from_bytes(data) for data in shared["nulls"]]
@@ -155,7 +156,8 @@ class Measure:
         said: list[list[Tensor]] = [[] for _ in rows]
         prompts, plain = [row.prompt for row in rows], [Steering()] * len(rows)
         for step in stream(self._model, prompts, plain, self._probes, sampling, begun=begun):
-            said[step.row].append(torch.tensor(step.scores))
+            if not step.thought or self._model.thoughts.included:
+                said[step.row].append(torch.tensor(step.scores))
         return [torch.stack(row) if row else torch.zeros(0, len(self._probes)) for row in said]
 
 
@@ -170,13 +172,16 @@ def _row(model: Model, chat: Sequence[Message], window: int) -> Row | str:
     if not text or not before or not before[-1]["content"].strip():
         return "the reply is empty" if not text else "nothing comes before the reply"
     try:
-        prompt = model.tokenize(model.render(before))
-    except PromptError:
+        given = model.given_reply(before, text)
+    except TemplateError:
         return "the model's chat template refuses it"
-    if len(prompt) + window > model.context:
+    except PromptError as error:
+        return str(error)
+    if given.start + window > model.context:
         return "it does not fit the context"
-    reply = model.reply_tokens(text)
-    return Row(tuple(prompt), tuple(reply[:window]), len(reply), text[:SHOWN])
+    # What the template writes in front of a given reply comes before the model's own, too.
+    prompt, reply = given.tokens[: given.start], given.tokens[given.start : given.end]
+    return Row(prompt, reply[:window], len(reply), text[:SHOWN])
 
 
 def layers_of(probes: Sequence[Probe]) -> list[int]:

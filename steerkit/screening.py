@@ -38,7 +38,7 @@ from steerkit.samples import Sample, Settings, layers_of, short
 from steerkit.vectors import SteeringVector
 from steerkit.verdicts import FORMAT
 from steerkit.weights import Progress, file_sha256, ignore_progress
-from steerkit.work import Job, Known, Plain, Workers, workers_for
+from steerkit.work import Job, Known, Plain, Workers, date_of, workers_for
 
 TASK = "samples:measuring"
 BEGINNING = b'{"line": '
@@ -94,6 +94,7 @@ def screen(
     total = count_samples(source, settings.most)
     if path.exists() and path.samefile(source):
         raise OutputError(f"{path} is what is screened; name another file with -o")
+    model = model.at_date(_date_in(path))
     nulls = random_directions(model, settings.seed, crowd)
     head = _head(model, source, probes, settings, nulls)
     done, last = _begin(path, head)
@@ -102,7 +103,7 @@ def screen(
     drawn: deque[tuple[int, int]] = deque()
 
     def jobs() -> Iterator[Job]:
-        shared = _shared(probes, nulls, settings)
+        shared = _shared(probes, nulls, settings, date_of(model))
         held = done
         for start, block in _blocks(_samples(source, settings), settings.block):
             if start < held <= start + len(block) and block[held - start - 1][0] != last:
@@ -118,9 +119,19 @@ def screen(
         progress("screening", end, total)
 
 
-def _shared(probes: Sequence[Probe], nulls: Sequence[SteeringVector], settings: Settings) -> Plain:
+def _shared(probes: Sequence[Probe], nulls: Sequence[SteeringVector], settings: Settings, date: str) -> Plain:
     told = {**asdict(settings), "inoculate": list(settings.inoculate)}
-    return {"probes": pack_probes(probes), "nulls": [null.to_bytes() for null in nulls], "settings": told}
+    shared = {"probes": pack_probes(probes), "nulls": [null.to_bytes() for null in nulls], "settings": told}
+    return {**shared, **({"template_date": date} if date else {})}
+
+
+def _date_in(path: Path) -> str:
+    """The date in the model's chat template when a file was begun; what is no screening is told of later."""
+    try:
+        with path.open("rb") as file:
+            return str(json.loads(file.readline()).get("template_date", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
 
 
 def _plain(chat: Sequence[Message]) -> Plain:
@@ -159,6 +170,7 @@ def _head(
         "probes": [_described(probe) for probe in probes],
         **({"inoculate": list(settings.inoculate)} if settings.inoculate else {}),
         **({"adapter": model.adapter} if model.adapter else {}),
+        **model.template_identity,
     }
 
 

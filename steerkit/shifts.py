@@ -94,7 +94,7 @@ def look_at_text(model: Model, settings: Settings) -> Float[Tensor, "t l d"]:
     """A model's states at evenly spread tokens of ordinary text, behind the first few of each text."""
     found = []
     for text in neutral("texts"):
-        tokens = torch.tensor([list(model.tokenizer(text).input_ids)[: model.context]], device=model.device)
+        tokens = torch.tensor([model.text_tokens(text)[: model.context]], device=model.device)
         found.append(_states(model, tokens, torch.ones_like(tokens), slice(FIRST, None))[0])
     states = torch.cat(found)
     return states[torch.linspace(0, len(states) - 1, min(settings.n_text, len(states))).round().long()]

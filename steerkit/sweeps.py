@@ -30,7 +30,7 @@ from steerkit.parcels import pack_items, pack_steerings, unpack_items, unpack_st
 from steerkit.steering import Steering, Term
 from steerkit.vectors import SteeringVector
 from steerkit.weights import Progress, ignore_progress
-from steerkit.work import Job, Known, Plain, Workers, workers_for
+from steerkit.work import Job, Known, Plain, Workers, date_of, workers_for
 
 Band = tuple[int, int]
 
@@ -118,6 +118,8 @@ def _digest(model: Model | Known, vector: SteeringVector, grid: Grid, items: Ite
     for tensor in (vector.directions, vector.baseline):
         hashed.update(tensor.float().contiguous().numpy().tobytes())
     hashed.update(repr((items.items, items.choices, grid.n_texts, grid.n_tokens)).encode())
+    if model.template_identity:
+        hashed.update(json.dumps(model.template_identity, sort_keys=True).encode())
     return hashed.hexdigest()[:16]
 
 
@@ -164,24 +166,33 @@ def sweep_all(
 
     Lines are written in the order of the grids, whoever was quickest.
     """
-    plans = [plan(model, grid, items) for grid, items in grids]
     known = read_trials(path)
+    model = model.at_date(_date_in(known, model.name))
+    plans = [plan(model, grid, items) for grid, items in grids]
     order = [trial for trials in plans for trial in trials]
     done = sum(trial.key in known for trial in order)
     progress("sweep", done, len(order))
     blocks = _missing(grids, plans, known)
-    jobs = _jobs(grids, plans, blocks)
+    date = date_of(model)
+    dated = {"template_date": date} if date else {}
+    jobs = _jobs(grids, plans, blocks, dated)
     for (_, block), results in zip(blocks, workers_for(model, workers).run(TASK, jobs), strict=True):
         for trial, result in zip(block, results, strict=True):
             if trial.key in known:
                 continue
-            line = {"key": trial.key, **asdict(trial), "layers": list(trial.layers), "result": result}
+            line = {"key": trial.key, **asdict(trial), "layers": list(trial.layers), "result": result, **dated}
             _append(path, line)
             known[trial.key] = line
             done += 1
             found(line)
             progress("sweep", done, len(order))
     return [known[trial.key] for trial in order]
+
+
+def _date_in(known: Mapping[str, Mapping[str, Any]], name: str) -> str:
+    """The date in a model's chat template when its trials in a file were measured; it is that of those to come."""
+    dates = (line.get("template_date") for line in known.values() if line.get("model") == name)
+    return next((date for date in dates if isinstance(date, str)), "")
 
 
 def _missing(
@@ -205,6 +216,7 @@ def _jobs(
     grids: Sequence[tuple[Grid, ItemSet]],
     plans: Sequence[Mapping[Trial, Steering]],
     blocks: Sequence[tuple[int, Sequence[Trial]]],
+    dated: Mapping[str, str],
 ) -> Iterator[Job]:
     """What workers are asked: the items and sizes of a grid in common, and of each block its steerings."""
     shared: Plain = None
@@ -212,7 +224,7 @@ def _jobs(
     for i, block in blocks:
         grid, items = grids[i]
         if i != latest:
-            shared = {"items": pack_items(items), "n_texts": grid.n_texts, "n_tokens": grid.n_tokens}
+            shared = {"items": pack_items(items), "n_texts": grid.n_texts, "n_tokens": grid.n_tokens, **dated}
             latest = i
         first = block[0]
         name = f"the block of {first.vector} from {first.operator} at {first.layers}, dial {first.dial:g}"
@@ -221,6 +233,7 @@ def _jobs(
 
 def measuring(model: Model, shared: Plain, _progress: Progress) -> Callable[[Plain], Plain]:
     """The task: results of a block of steerings."""
+    model = model.at_date(shared.get("template_date", "")).for_measuring()
     measure = _Measure(model, unpack_items(shared["items"]), shared["n_texts"], shared["n_tokens"])
     return lambda piece: measure(unpack_steerings(piece))
 

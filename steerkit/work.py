@@ -7,8 +7,8 @@ Here is the plain way, one piece after another in this process; `engines` has ot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
 
@@ -58,6 +58,14 @@ class Known:
     """The digest of the adapter that is merged into them, if one is."""
     notes: list[str] = field(default_factory=list)
     """What the user should know about how it is used."""
+    template_identity: Mapping[str, Any] = field(default_factory=dict)
+    """What files and caches say of its chat template; see `Model.template_identity`."""
+
+    def at_date(self, date: str) -> Known:
+        """The same with the clock of its chat template at a date; see `Model.at_date`."""
+        if not date or "template_date" not in self.template_identity:
+            return self
+        return replace(self, template_identity={**self.template_identity, "template_date": date})
 
     @property
     def n_layers(self) -> int:
@@ -72,18 +80,25 @@ class Known:
     @classmethod
     def of(cls, model: Model | Known) -> Known:
         """What is known of a loaded model."""
-        return cls(model.name, model.fingerprint, model.dtype, model.adapter)
+        return cls(model.name, model.fingerprint, model.dtype, model.adapter, template_identity=model.template_identity)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         dtype = str(self.dtype).removeprefix("torch.")
-        return {"name": self.name, "fingerprint": self.fingerprint.to_json(), "dtype": dtype, "adapter": self.adapter}
+        told = {"name": self.name, "fingerprint": self.fingerprint.to_json(), "dtype": dtype, "adapter": self.adapter}
+        return told | ({"template": dict(self.template_identity)} if self.template_identity else {})
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Known:
         """What `to_json` made."""
         fingerprint = Fingerprint.from_json(data["fingerprint"])
-        return cls(data["name"], fingerprint, getattr(torch, data["dtype"]), data["adapter"])
+        dtype, template = getattr(torch, data["dtype"]), data.get("template", {})
+        return cls(data["name"], fingerprint, dtype, data["adapter"], template_identity=template)
+
+
+def date_of(model: Model | Known) -> str:
+    """Where the clock of a model's chat template stands; empty if it has none."""
+    return str(model.template_identity.get("template_date", ""))
 
 
 @runtime_checkable

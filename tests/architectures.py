@@ -1,6 +1,6 @@
 """What steerkit does to one architecture, held against plain transformers: a column a check, and how each one came out.
 
-The judge is nothing of steerkit's: the class that the folder names, in float32, eager attention, one row, the whole
+The judge is nothing of steerkit's: the class that the folder names, in float32, one row, the whole
 text at once without a cache, and hooks written here on the blocks that the table of the zoo names. steerkit is given
 prompts and steerings as its users give them, and its numbers have to be the judge's.
 """
@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from zoo import EITHER, REFUSED, ZOO, Kind, build
+from zoo import EITHER, LINES, REFUSED, ZOO, Kind, build
 
 Edits = Mapping[int, Callable[[Tensor], Tensor]]
 """By layer, what is done to its states from the place on where steering begins."""
@@ -61,6 +61,8 @@ class Row:
     name: str
     group: str
     dtype: str
+    architecture: str
+    """What its folder's config names: a class of transformers."""
     path: str
     """Which way through the weights is used."""
     outcomes: Mapping[str, Outcome]
@@ -88,10 +90,7 @@ class Judge:
 
         (name,) = json.loads((folder / "config.json").read_text())["architectures"]
         known = getattr(transformers, name)
-        try:
-            model = known.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
-        except ValueError:
-            model = known.from_pretrained(folder, dtype=dtype)
+        model = known.from_pretrained(folder, dtype=dtype)
         # Weights are rounded as asked; what is computed from them is not.
         self.model = model.float().eval().requires_grad_(False)
         self.blocks = list(self.model.get_submodule(blocks))
@@ -102,11 +101,12 @@ class Judge:
 
         def hook_on(l: int) -> Callable[..., Any]:
             def hook(_module: Any, _inputs: Any, output: Any) -> Any:
-                h = output[0] if isinstance(output, tuple) else output
+                # Most blocks return a tensor, some a tuple that begins with it, and the first GPT a list.
+                h = output if isinstance(output, Tensor) else output[0]
                 if l in edits:
-                    h = torch.cat([h[..., :start, :], edits[l](h[..., start:, :])], dim=-2)
+                    h = torch.cat([h[:, :start], edits[l](h[:, start:])], dim=1)
                 states[l] = h[0]
-                return (h, *output[1:]) if isinstance(output, tuple) else h
+                return h if isinstance(output, Tensor) else type(output)([h, *output[1:]])
 
             return hook
 
@@ -187,12 +187,7 @@ class Subject:
     @cached_property
     def prompts(self) -> list[list[int]]:
         """Chats of very different lengths, the longer ones longer than any window here."""
-        asked = [
-            "Why?",
-            "What do you think of people, and of the helpful assistant that you are? " * 2,
-            "Who are you? Say.",
-        ]
-        return [self.chat(text) for text in asked]
+        return [self.chat(text) for text in LINES]
 
     def chat(self, text: str) -> list[int]:
         """Tokens of a chat, as transformers' template has them."""
@@ -246,10 +241,15 @@ class Subject:
 
         return Steering.parse(text, self.vectors, everywhere) if text else Steering()
 
-    def middle(self, name: str, l: int) -> float:
-        """The score that half of a text's states are above."""
+    @cached_property
+    def middles(self) -> dict[str, float]:
+        """The scores that half of a text's states are above, where steerings of one layer are."""
+        l = self.layers[1]
         _, states = self.judge.run(self.prompts[1] + self.reply)
-        return round(float(score(states[l], self.directions[name][l], self.baselines[l]).median()), 3)
+        return {
+            name: round(float(score(states[l], directions[l], self.baselines[l]).median()), 3)
+            for name, directions in self.directions.items()
+        }
 
     def expression(self, operator: str) -> str:
         """How a steering is written."""
@@ -260,8 +260,8 @@ class Subject:
             "minus": f"-0.7 w @{last}",
             "band": f"0.8 v @{first}-{last}",
             "ablate": f"ablate(v) @{last}",
-            "cap": f"cap(v, {self.middle('v', last)}) @{last}",
-            "gate": f"0.8 v @{last} when w > {self.middle('w', last)}",
+            "cap": f"cap(v, {self.middles['v']}) @{last}",
+            "gate": f"0.8 v @{last} when w > {self.middles['w']}",
         }[operator]
 
     def by_hand(self, operator: str) -> Edits:
@@ -279,10 +279,10 @@ class Subject:
         if operator == "ablate":
             return {last: lambda h: h - score(h, v[last], b[last]) * v[last]}
         if operator == "cap":
-            top = self.middle("v", last)
+            top = self.middles["v"]
             return {last: lambda h: h - (score(h, v[last], b[last]) - top).clamp_min(0) * v[last]}
         if operator == "gate":
-            bar = self.middle("w", last)
+            bar = self.middles["w"]
             return {last: lambda h: torch.where(score(h, w[last], b[last]) > bar, h + 0.8 * v[last], h)}
         raise KeyError(operator)
 
@@ -448,7 +448,7 @@ def chat(subject: Subject) -> None:
         begun = recall.prefill(text, 1)
         steering = subject.steering(subject.expression(operator))
         steps = list(stream(subject.model, [text], [steering], subject.probes, Sampling(7), begun=begun))
-        reply = gather(text, steps, subject.probes)
+        reply = gather(subject.model, text, steps, subject.probes)
         subject.expect_reply(reply, subject.probes, text, operator, 7)
         # The second time, something that was said is taken back.
         text = (text if turn else text[:-2]) + list(reply.tokens) + subject.chat(f"And {turn} people?")
@@ -668,28 +668,31 @@ def path_of(model: Any) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Libraries say a lot about tiny models that nobody asked."""
+    """Warnings about tiny models are left out, and one thread is enough for them."""
     import transformers
 
-    verbosity = transformers.logging.get_verbosity()
+    verbosity, n_threads = transformers.logging.get_verbosity(), torch.get_num_threads()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    # Threads that wait for each other cost more than these matrices.
+    torch.set_num_threads(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             yield
         finally:
             transformers.logging.set_verbosity(verbosity)
+            torch.set_num_threads(n_threads)
 
 
 def outcome_of(check: Callable[[Subject], None], subject: Subject) -> Outcome:
     """Run one check, whatever happens."""
     from steerkit.errors import SteerkitError
 
-    started = time.perf_counter()
+    started = time.process_time()
 
     def told(verdict: str, detail: str = "") -> Outcome:
-        return Outcome(verdict, " ".join(detail.split()), round(time.perf_counter() - started, 3))
+        return Outcome(verdict, " ".join(detail.split()), round(time.process_time() - started, 3))
 
     subject.remarks.clear()
     try:
@@ -720,7 +723,10 @@ def _where(error: BaseException) -> str:
 def examine(kind: Kind, folder: Path, dtype: str = "float32", columns: Sequence[str] = COLUMNS) -> Row:
     """Build a model of a kind and run the checks on it; none is run on one that does not load."""
     with _quiet():
-        subject = Subject(kind, build(kind, folder / kind.name), dtype)
+        try:
+            subject = Subject(kind, build(kind, folder / kind.name), dtype)
+        except Exception as error:
+            return Row(kind.name, kind.group, dtype, "", "", {"load": Outcome(TRACEBACK, f"cannot be built: {error}")})
         if kind.expected == REFUSED:
             outcomes = {"load": outcome_of(lambda subject: subject.model and None, subject)}
             if outcomes["load"].verdict == OK:
@@ -732,7 +738,8 @@ def examine(kind: Kind, folder: Path, dtype: str = "float32", columns: Sequence[
                 if column != "load":
                     outcomes[column] = outcome_of(CHECKS[column], subject)
         path = path_of(subject.model) if outcomes["load"].verdict == OK else ""
-    return Row(kind.name, kind.group, dtype, path, outcomes)
+        (architecture,) = json.loads((subject.folder / "config.json").read_text())["architectures"]
+    return Row(kind.name, kind.group, dtype, architecture, path, outcomes)
 
 
 MARKS = {OK: "·", "refused": "r", WRONG: "W", TRACEBACK: "T", NOT_RUN: "–"}
@@ -750,6 +757,48 @@ def line(row: Row) -> str:
     return "\n".join([text, *(f"    {', '.join(columns)} {what}"[:300] for what, columns in details.items())])
 
 
+PAGE = Path(__file__).parent.parent / "docs" / "architectures.md"
+CELLS = {OK: "✓", "refused": "r", WRONG: "**W**", TRACEBACK: "**T**", NOT_RUN: "–"}
+
+
+def section(rows: Sequence[Row]) -> str:
+    """The tables of the page: a row an architecture, a column a check, and every line that is behind a letter."""
+    columns = [column for column in COLUMNS if any(column in row.outcomes for row in rows)]
+    parts = []
+    for group in dict.fromkeys(kind.group for kind in ZOO.values()):
+        members = [row for row in rows if row.group == group]
+        if not members:
+            continue
+        shown = columns if group != "not causal" else ["load"]
+        head = ["architecture", "class", "path", *shown]
+        table = [head, ["---"] * 3 + [":-:"] * len(shown)]
+        for row in members:
+            cells = [CELLS[row.outcomes[column].verdict] if column in row.outcomes else "" for column in shown]
+            table.append([row.name, f"`{row.architecture}`", row.path or "–", *cells])
+        parts.append(f"### {group.capitalize()}\n\n" + "\n".join(f"| {' | '.join(cells)} |" for cells in table))
+    lines: dict[tuple[str, str, str], list[str]] = {}
+    for row in rows:
+        for column, outcome in row.outcomes.items():
+            if outcome.detail:
+                detail = outcome.detail.replace(row.name, "NAME")
+                lines.setdefault((outcome.verdict, column, detail), []).append(row.name)
+    if lines:
+        told = [
+            f"- {', '.join(names)}: {column} {'' if verdict == OK else f'{verdict}: '}{detail}".replace("|", "\\|")
+            for (verdict, column, detail), names in lines.items()
+        ]
+        parts.append("### What is behind the letters\n\n" + "\n".join(told))
+    return "\n\n".join(parts)
+
+
+def marks(dtype: str) -> tuple[str, str]:
+    """What a section of the page stands between."""
+    return f"<!-- {dtype}: generated by scripts/architectures --markdown -->\n", f"\n<!-- end of {dtype} -->"
+
+
 def write_page(rows: Sequence[Row], dtype: str) -> None:
-    """Write the tables into docs/architectures.md."""
-    raise NotImplementedError(f"{len(rows)} rows in {dtype}")
+    """Write the tables of one precision into the page."""
+    text, (start, end) = PAGE.read_text(encoding="utf-8"), marks(dtype)
+    before, _, rest = text.partition(start)
+    _, _, after = rest.partition(end)
+    PAGE.write_text(before + start + section(rows) + end + after, encoding="utf-8")

@@ -8,7 +8,10 @@ forgotten one shows, and weights are large enough that tokens differ.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
+import tempfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -441,7 +444,7 @@ def _table() -> list[Kind]:
     row("mamba2", "Mamba2Config", "recurrent", at="backbone.layers", gain=2.0, num_heads=6, head_dim=16, n_groups=1)
     row("falcon-mamba", "FalconMambaConfig", "recurrent", at="backbone.layers", gain=2.0)
     row("rwkv", "RwkvConfig", "recurrent", at="rwkv.blocks", gain=2.0, attention_hidden_size=WIDTH)
-    row("xlstm", "xLSTMConfig", "recurrent", at="backbone.blocks", expected=EITHER)
+    row("xlstm", "xLSTMConfig", "recurrent", at="backbone.blocks", hidden_size=128, expected=EITHER)
     row("jamba", "JambaConfig", "hybrid", gain=2.0, **_JAMBA)
     row("bamba", "BambaConfig", "hybrid", gain=2.0, attn_layer_indices=[1, 3])
     row("zamba", "ZambaConfig", "hybrid", gain=2.0, **_ZAMBA)
@@ -461,7 +464,15 @@ def _table() -> list[Kind]:
         **MAMBA_2,
     )
     row("granite-hybrid", "GraniteMoeHybridConfig", "hybrid", gain=2.0, layer_types=["mamba", "attention"] * 2)
-    row("kimi-linear", "KimiLinearConfig", "hybrid", num_key_value_heads=4, linear_head_dim=8, linear_num_heads=4)
+    row(
+        "kimi-linear",
+        "KimiLinearConfig",
+        "hybrid",
+        num_key_value_heads=4,
+        linear_head_dim=8,
+        linear_num_heads=4,
+        layer_types=["linear_attention", "full_attention"] * 2,
+    )
     row("minimax", "MiniMaxConfig", "hybrid", block_size=8)
     row("olmo-hybrid", "OlmoHybridConfig", "hybrid", layer_types=["linear_attention", "full_attention"] * 2)
     # A text model inside something that sees
@@ -642,37 +653,56 @@ def config_of(kind: Kind) -> Any:
     return _filled(kind.config, {**kind.settings, **parts}, SMALL)
 
 
-def make(kind: Kind) -> Any:
-    """A random model of a kind, in float32: the first of a few whose tokens differ as much as a text's should."""
-    chosen: tuple[int, Any] = (0, None)
-    for seed, gain in enumerate((1.0, 1.0, 1.5, 1.5, 2.0, 2.0, 3.0)):
-        model = _made(kind, seed, kind.gain * gain)
-        variety = 0 if kind.expected == REFUSED else _variety(model)
-        if chosen[1] is None or variety > chosen[0]:
+LINES = (
+    "Why?",
+    "What do you think of people, and of the helpful assistant that you are? " * 2,
+    "Who are you? Say.",
+)
+"""What the models here are asked: chats of very different lengths, the longest longer than any window."""
+ENOUGH = 5
+"""So many different tokens among the first twelve of every reply."""
+
+
+def chats(tokenizer: Any) -> list[list[int]]:
+    """Tokens of a chat with each of `LINES`."""
+    written = (
+        tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False)
+        for text in LINES
+    )
+    return [list(tokenizer(text, add_special_tokens=False).input_ids) for text in written]
+
+
+def make(kind: Kind, prompts: list[list[int]]) -> Any:
+    """A random model of a kind, in float32: the first of a few whose replies are as varied as a text's should be."""
+    chosen: tuple[int, Any] = (-1, None)
+    first = zlib.crc32(kind.name.encode())
+    for i, gain in enumerate((1.0, 1.0, 1.0, 1.5, 1.5, 1.5, 2.0, 2.0, 2.0, 3.0, 3.0)):
+        model = _made(kind, first + i, kind.gain * gain)
+        variety = ENOUGH if kind.expected == REFUSED else _variety(model, prompts)
+        if variety > chosen[0]:
             chosen = variety, model
-        if kind.expected == REFUSED or variety >= ENOUGH:
+        if variety >= ENOUGH:
             break
     return chosen[1]
 
 
-ENOUGH = 10
-"""So many different tokens among the likeliest after each of `SAMPLE`'s."""
-SAMPLE = [(89 + 37 * i * i) % 380 + 10 for i in range(16)]
-
-
-def _variety(model: Any) -> int:
-    """How many different tokens a model finds likeliest, after a text's tokens and in a greedy text of its own."""
-    text = list(SAMPLE)
-    with torch.inference_mode():
+def _variety(model: Any, prompts: list[list[int]]) -> int:
+    """How many different tokens a model says in the least varied of its replies, up to where it ends."""
+    least = ENOUGH
+    plain = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    for prompt in prompts:
+        said: list[int] = []
         for _ in range(12):
-            logits = model(input_ids=torch.tensor([text])).logits[0]
-            if not bool(logits.isfinite().all()):
-                return 0
-            text.append(int(logits[-1].argmax()))
-    said = text[len(SAMPLE) :]
-    # A reply that ends at once, or says one thing, would hide whatever is wrong behind it.
-    ended = said.index(END) if END in said else len(said)
-    return min(len(set(logits[: len(SAMPLE)].argmax(-1).tolist())), 2 * len(set(said[:ended])))
+            with torch.inference_mode():
+                logits = model(input_ids=torch.tensor([[*prompt, *said]]), **plain).logits[0, -1]
+            if not bool(logits.isfinite().all()) or int(logits.argmax()) == END:
+                break
+            said.append(int(logits.argmax()))
+        # A reply that ends at once, or says one thing, would hide whatever is wrong behind it.
+        least = min(least, len(set(said)))
+        if least < ENOUGH:
+            break
+    return least
 
 
 def _made(kind: Kind, seed: int, gain: float) -> Any:
@@ -688,7 +718,9 @@ def _made(kind: Kind, seed: int, gain: float) -> Any:
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model = model.float().eval()
     with torch.no_grad():
-        for name, weight in [*model.named_parameters(), *model.named_buffers()]:
+        # Of what is computed only a router's correction is like a weight; tables of angles and decays stay right.
+        corrections = [(name, buffer) for name, buffer in model.named_buffers() if name.endswith("correction_bias")]
+        for name, weight in [*model.named_parameters(), *corrections]:
             _enliven(name.rsplit(".", 1)[-1], name, weight, gain)
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.eos_token_id = END
@@ -698,8 +730,6 @@ def _made(kind: Kind, seed: int, gain: float) -> Any:
 
 def _enliven(last: str, name: str, weight: torch.Tensor, gain: float) -> None:
     """Make one weight count."""
-    if not weight.is_floating_point():
-        return
     if last == "bias" or (last.endswith(("_bias", "correction_bias")) and "dt_bias" not in last):
         weight.add_(0.1 * torch.randn_like(weight))
     elif weight.dim() == 1 and last == "weight":
@@ -738,8 +768,10 @@ def build(kind: Kind, folder: Path) -> Path:
     """A model of a kind in a folder, with its tokenizer; one that is there already is taken as it is."""
     if (folder / "tokenizer.json").is_file():
         return folder
-    model = make(kind)
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
-    save_tokenizer(folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        # The tokenizer's files come last: a folder that has them is whole.
+        tokenizer = save_tokenizer(Path(temporary))
+        make(kind, chats(tokenizer)).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     return folder

@@ -57,7 +57,9 @@ def compare(
 
     check_picture(plot)
     settings = Settings(seed=seed)
-    before = open_model(base, device, dtype)
+    from steerkit.kept import at_kept_date
+
+    before = at_kept_date(open_model(base, device, dtype))
     names = [name for each in tuned for name in expand(each, base, checkpoints)]
     vectors = _vectors(before, probe)
     selection.require_space(vectors, before.n_layers, layer)
@@ -96,7 +98,7 @@ def _open_after(before: Model, name: str, base: str, place: tuple[str | None, st
 
     if name.startswith(f"{base}+") and not before.adapter:
         return load_tuned(before, find_adapter(name.removeprefix(f"{base}+")))
-    return open_model(name, *place)
+    return open_model(name, *place).at_date(before.template_date)
 
 
 def keep_ground(model: Model, settings: Settings, tell: Callable[[str, int, int], None]) -> Ground:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -80,7 +82,7 @@ def extract(
             if path.is_file():
                 talk().print(Text.assemble(("have", "dim"), f"      {path}"), soft_wrap=True)
         wanted = [(pair, path) for pair, path in places if not (everything and path.is_file())]
-        for each in extract_several(engaged, wanted, recipe, others):
+        for each in extract_several(engaged, wanted, recipe, others, [path for _, path in places]):
             made.append(each)
             say_notes(engaged.model)
             if not json:
@@ -92,14 +94,24 @@ def extract(
 
 
 def extract_several(
-    workers: Workers, wanted: Sequence[tuple[Pair, Path]], recipe: Recipe, without: Sequence[SteeringVector] = ()
+    workers: Workers,
+    wanted: Sequence[tuple[Pair, Path]],
+    recipe: Recipe,
+    without: Sequence[SteeringVector] = (),
+    made: Sequence[Path] = (),
 ) -> Iterator[dict[str, Any]]:
-    """Extract pairs with a progress bar, save each vector, and yield what a script wants to know of it."""
+    """Extract pairs with a progress bar, save each vector, and yield what a script wants to know of it.
+
+    Where the model's chat template writes the date, it is that of a vector in `made`, if one is there already.
+    """
     from steerkit import extraction
     from steerkit.vectors import SteeringVector
+    from steerkit.work import date_of
 
     bar = _Bar(len(wanted))
-    jobs = extraction.extraction_jobs((pair for pair, _ in wanted), recipe, without)
+    date = date_of(workers.model)
+    date = (_date_in(made) or date) if date else ""
+    jobs = extraction.extraction_jobs((pair for pair, _ in wanted), recipe, without, date)
     results = workers.run(extraction.TASK, jobs, bar)
     for pair, path in wanted:
         with progress(f"{pair.negative.name} → {pair.positive.name}") as bar.tell, quiet_libraries():
@@ -107,11 +119,13 @@ def extract_several(
         vector = keep_evidence(SteeringVector.from_bytes(found["vector"]), path)
         vector.save(path)
         audit = vector.provenance["audit"]
-        for line in extraction.audit_warnings(audit):
+        warnings = extraction.audit_warnings(audit, vector.provenance["n_pairs"])
+        for line in warnings:
             warn(f"{pair.positive.name}: {line}")
         yield {
             "vector": str(path),
             "model": workers.model.name,
+            "path": vector.provenance["path"],
             "persona": pair.positive.name,
             "against": pair.negative.name,
             "estimator": recipe.estimator,
@@ -122,6 +136,7 @@ def extract_several(
             "seconds": round(found["seconds"], 2),
             **{key: _at(vector.evidence.get(key), vector.layer) for key in ("pair_agreement", "split_half")},
             "audit": {key: audit[key] for key in ("replies", "refusals", "label_echoes", "empty", "length_ratio")},
+            "warnings": warnings,
         }
 
 
@@ -129,6 +144,18 @@ def extract_one(workers: Workers, pair: Pair, recipe: Recipe, path: Path) -> dic
     """Extract one pair with a progress bar, save it, and return what a script wants to know."""
     (made,) = extract_several(workers, [(pair, path)], recipe)
     return made
+
+
+def _date_in(paths: Iterable[Path]) -> str:
+    """The date in the chat template when some vectors were made: of the first of them that tells one."""
+    from steerkit.errors import VectorError
+    from steerkit.vectors import load_vector
+
+    for path in paths:
+        with suppress(VectorError):
+            if date := load_vector(path).provenance.get("template_date"):
+                return str(date)
+    return ""
 
 
 class _Bar:
@@ -165,6 +192,9 @@ def keep_evidence(vector: SteeringVector, path: Path) -> SteeringVector:
         return vector
     pairs = (vector.directions, before.directions), (vector.baseline, before.baseline)
     same = all(bool(((new - old).norm(dim=-1) <= 1e-3 * old.norm(dim=-1)).all()) for new, old in pairs)
+    if same and before.provenance.get("n_pairs") != vector.provenance.get("n_pairs"):
+        # The same direction by another count of pairs: what was measured of it stays, what the pairs say does not.
+        return replace(vector, evidence={**before.evidence, **vector.evidence})
     return before if same else vector
 
 

@@ -58,6 +58,7 @@ def draw_map(
     that was stopped goes on, and another layer or picture costs nothing.
     """
     from steerkit.experiments import space
+    from steerkit.kept import at_kept_date
 
     check_picture(plot)
     settings = space.Settings(tuple(persona or ()), _numbers(layers), seed=seed)
@@ -67,7 +68,7 @@ def draw_map(
 
         messages = read_chats(chat)[0]
     settings = space.quick(settings) if quick else settings
-    loaded = open_model(model, device, dtype)
+    loaded = at_kept_date(open_model(model, device, dtype))
     with stoppable("positions"), quiet_libraries():
         say_plan(space.plan(settings), look_at_speed(loaded))
         with progress() as tell:
@@ -101,13 +102,14 @@ def spillover(
     dial: `0.8 cheating ~ malice`.
     """
     from steerkit.experiments import spillover as experiment
+    from steerkit.kept import at_kept_date
 
     check_picture(plot)
     if write and n_random < ENOUGH:
         raise SteerkitError(f"--write needs --random {ENOUGH} or more, because what is written is believed later")
     settings = experiment.Settings(tuple(trait or ()), n_random=n_random, seed=seed)
     settings = experiment.quick(settings) if quick else settings
-    loaded = open_model(model, device, dtype)
+    loaded = at_kept_date(open_model(model, device, dtype))
     with stoppable("measurements"), quiet_libraries():
         say_plan(experiment.plan(settings), look_at_speed(loaded))
         with engage(Wanted(ray, workers), model, device, dtype, loaded) as engaged, progress() as tell:

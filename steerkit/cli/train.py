@@ -85,7 +85,7 @@ def train(
     """
     from steerkit import inoculation, lessons
     from steerkit.adapters import load_peft
-    from steerkit.tuning import Recipe, require_trainable
+    from steerkit.tuning import Recipe, date_in, require_trainable
 
     check_picture(plot)
     load_peft()
@@ -95,11 +95,13 @@ def train(
     recipe = Recipe(epochs, batch_size, rate, rank, 2 * rank, looks, seed=seed)
     loaded = open_model(model, device, training_dtype(device, dtype))
     require_trainable(loaded)
+    folder = output or Path("adapters") / path.stem
+    # A template may write the date, and what is gone on with goes on with its own.
+    loaded = loaded.at_date(date_in(folder))
     watch = _watch(loaded, probe, stop)
     seen = [(number, inoculation.inoculated(chat, prompts, i)) for i, (number, chat) in enumerate(chats)]
     samples = lessons.to_samples(loaded, seen, path)
     order = _order(loaded, path, recipe, prompts, hold)
-    folder = output or Path("adapters") / path.stem
     _announce(loaded, samples, recipe, folder)
     told = _tune(loaded, samples, folder, order, watch)
     say_notes(loaded)

@@ -38,6 +38,10 @@ class Pool:
     """Likewise."""
     dtype: str = "float32"
     """Likewise."""
+    thinking: str = "auto"
+    """Whether the model thinks before its replies, as `Model.with_thinking` takes it."""
+    include_thoughts: bool = False
+    """Likewise, whether that is steered and scored as replies are."""
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,14 @@ class Experiment:
     @property
     def run(self) -> Callable[..., dict[str, Any]]:
         """The test: `run(model, settings, progress)` returns plain data."""
-        return self._code.run  # type: ignore[no-any-return]
+        from steerkit.kept import at_kept_date
+
+        def run(model: Any, *settings_and_progress: Any) -> dict[str, Any]:
+            # What is kept of a model whose template writes the date is of one date.
+            result: dict[str, Any] = self._code.run(at_kept_date(model).for_measuring(), *settings_and_progress)
+            return result
+
+        return run
 
 
 REGISTRY = {

@@ -197,9 +197,9 @@ def choices_after(
     before: list[Message] = [{"role": "system", "content": system}] if system else []
     choices: list[Choice] = []
     for each in questions:
-        answers = [model.reply_tokens(option) for option in each["options"]]
         chat: list[Message] = [*before, {"role": "user", "content": instead or each["question"]}]
-        choices.append((model.chat_tokens(chat, max(map(len, answers))), answers))
+        rows = model.reply_rows(chat, each["options"])
+        choices.append((rows[0][0], [answer for _, answer in rows]))
     return choices
 
 

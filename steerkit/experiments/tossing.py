@@ -73,8 +73,14 @@ def toss(model: Model, voice: str, order: int, heads: str, tails: str, before: S
     text = template.format(heads=heads, tails=tails)
     chat: list[Message] = [*before, {"role": "user", "content": text}]
     if voice == SPOKEN:
-        prompt, (start, sides) = model.chat_tokens(chat), split(model, told["answer"], model.reply_tokens)
-        return [([*prompt, *start], side) for side in sides]
+        model.chat_tokens(chat)
+
+        def spoken(reply: str) -> list[int]:
+            given = model.given_reply(chat, reply)
+            return list(given.tokens[: given.end])
+
+        start, sides = split(model, told["answer"], spoken)
+        return [(start, side) for side in sides]
     if voice == "user":
         rendered = model.render(chat, reply_follows=False)
         if text not in rendered:

@@ -16,6 +16,7 @@ from steerkit.generation import Probe, Sampling
 from steerkit.models import Model
 from steerkit.personas import load_personas
 from steerkit.steering import Steering, Term
+from steerkit.thinking import unfinished_note
 from steerkit.tui import speaker as say
 from steerkit.tui.desk import Desk, Dial
 from steerkit.tui.live import Live
@@ -136,7 +137,7 @@ class Session:
         self._vectors = VectorSet(model.fingerprint)
         if self.chat.model not in ("", model.name):
             self._tell(f"this chat was with {self.chat.model}", "warning")
-        self.chat = replace(self.chat, model=model.name)
+        self.chat = replace(self.chat, model=model.name, template_date=self.chat.template_date or model.template_date)
 
     def _end(self, why: str) -> None:
         """Keep the reply as far as it came, or the one that it was to replace if it did not come to its end."""
@@ -145,6 +146,8 @@ class Session:
         self.status = why
         if live is None:
             return
+        if live.unfinished and not why:
+            self._tell(unfinished_note(1, 1, "--max-tokens", "--thinking off"), "warning")
         if live.replaces and (why or not live.heard):
             self.chat = replace(self.chat, said=(*self.chat.said, *live.replaces))
         elif live.heard or live.beside:
@@ -263,7 +266,7 @@ class Session:
         self._speak(gone)
 
     def _speak(self, replaces: tuple[Said, ...] = ()) -> None:
-        sampling = replace(self.plan.sampling, seed=self.plan.sampling.seed + self._attempts)
+        sampling = replace(self.plan.sampling, seed=self.plan.sampling.seeds(1)[0] + self._attempts)
         self.live = Live(tuple(self.reads), self.comparing, replaces)
         self.status = "reading"
         self.speaker.speak(self.chat, tuple(self.reads.values()), sampling, self.comparing)
@@ -310,7 +313,9 @@ class Session:
         name = self.model.name if self.model else ""
         if chat and chat.model != name:
             self._tell(f"this chat was with {chat.model}", "warning")
-        self.chat = replace(chat or Chat("", system, self.desk.stands, self.desk.floor), model=name)
+        date = (chat.template_date if chat else "") or (self.model.template_date if self.model else "")
+        chat = chat or Chat("", system, self.desk.stands, self.desk.floor)
+        self.chat = replace(chat, model=name, template_date=date)
         return True
 
     def load(self, path: Path) -> None:
