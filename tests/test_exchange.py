@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -158,6 +159,18 @@ def test_layers_of_saklas_go_where_their_names_say(tiny: Model, table: Tensor, t
     assert torch.equal(vector.directions[[2, 4]], table[[2, 4]])
     assert not vector.directions[[0, 1, 3, 5]].any()
     assert vector.layer == 4
+
+
+@pytest.mark.parametrize("length", [0x80, 0x4B50])
+def test_a_safetensors_file_whose_length_begins_as_another_format_does_is_read(
+    tiny: Model, table: Tensor, tmp_path: Path, length: int
+) -> None:
+    entry = {"layer_2": {"dtype": "F32", "shape": [WIDTH], "data_offsets": [0, 4 * WIDTH]}}
+    header = json.dumps(entry).encode().ljust(length)
+    path = tmp_path / "angry.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + header + table[2].numpy().tobytes())
+    vector = settle(read_arrival(path), tiny.fingerprint, "angry")
+    assert torch.equal(vector.directions[2], table[2])
 
 
 def test_the_baseline_is_the_mean_of_the_assistants_own_replies(talker: Model) -> None:

@@ -88,10 +88,11 @@ def read_arrival(path: Path, wanted: str | None = None, against: Path | None = N
             raise VectorError(f"cannot read {path}: {error.strerror}; name the file of a vector") from error
         if head[:4] == b"GGUF":
             arrival = _control(path, measured)
+        elif head[8:9] == b"{":
+            # First its header's length, whose bytes may be those that others begin with.
+            arrival = _safetensors(path)
         elif head[:2] == b"PK" or head[:1] == b"\x80":
             arrival = _checkpoint(path, against)
-        elif head[8:9] == b"{":
-            arrival = _safetensors(path)
         elif head.lstrip()[:1] == b"{":
             raise VectorError(f"{path} is JSON; roles and traits come in with: steerkit personas import {path}")
         else:
