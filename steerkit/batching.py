@@ -17,12 +17,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from steerkit.caches import Seats, can_merge
-from steerkit.decoding import Decoder
-from steerkit.generation import Chooser, Sampling
+from steerkit.generation import Chooser, Sampling, in_force, where_in_force
 from steerkit.models import Model, ResidualFunction
 from steerkit.passes import STRETCH, merge, prefill
 from steerkit.readings import Probe, Readings
 from steerkit.steering import Steering, edits
+from steerkit.thinking import ReplyText, Thoughts
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +39,8 @@ class Ask:
     """How its tokens are chosen."""
     likeliest: int | None = None
     """For how many of the likeliest tokens a log probability is wanted beside that of the one chosen; None for none."""
+    thoughts: Thoughts | None = None
+    """What becomes of thoughts; None for what the model does with them."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,14 @@ class Said:
 
     token: int
     """Its number."""
-    text: str
-    """What it adds to the reply; empty while a character is still incomplete."""
+    text: str = ""
+    """What it adds to the reply, or to a thought before it; empty where a character is not complete yet."""
     scores: tuple[float, ...] = ()
     """One score a probe."""
+    thought: bool = False
+    """Whether it is part of a thought, or of the tags around it, which have no text."""
+    open: bool = False
+    """Whether the thought goes on behind it."""
     chance: float | None = None
     """Its log probability at temperature 1, where it was asked for."""
     likeliest: tuple[tuple[int, float], ...] = ()
@@ -73,7 +79,7 @@ class _Row:
     """A row that is speaking."""
 
     ask: Ask
-    decoder: Decoder
+    text: ReplyText
     choose: Chooser | None
     """None takes the likeliest token, which is done for all rows at once."""
     last: int
@@ -82,9 +88,24 @@ class _Row:
     """How many tokens the cache holds of it."""
     columns: list[int] = field(default_factory=list)
     """Where its probes are among those of all rows."""
-    held: Said | None = None
-    """A token whose scores come with the next pass."""
+    said: deque[Said] = field(default_factory=deque)
+    """Tokens that have not been given out, because their text is not settled."""
+    unread: bool = False
+    """Whether the scores of the last of them come with the next pass."""
     n_said: int = 0
+
+    def settled(self) -> list[Said]:
+        """The tokens that can be given out, with their texts."""
+        found = []
+        while self.text.words and len(self.said) > self.unread:
+            word = self.text.words.popleft()
+            found.append(replace(self.said.popleft(), text=word.text, thought=word.thought, open=word.open))
+        return found
+
+    def end(self, reason: str) -> list[Said | Done]:
+        """What is left to give out where no more tokens come."""
+        self.text.end()
+        return [*self.settled(), Done(reason)]
 
 
 @dataclass(eq=False)
@@ -109,7 +130,8 @@ class Batch:
         self._model = model
         probe = torch.zeros(1, 1, dtype=torch.long, device=model.device)
         _, cache = model.forward(probe, torch.ones_like(probe), keep=0)
-        self.most = most if model.sees_everything and can_merge(cache) else 1
+        self.most = most if model.holes and can_merge(cache) else 1
+        self._stretch = STRETCH if model.continues else model.context
         self._like = torch.empty(0, device=model.device, dtype=model.dtype)
         self.clear()
 
@@ -154,7 +176,7 @@ class Batch:
 
     def read(self) -> None:
         """Read a stretch of the prompts of newcomers; those that are read to their end speak from the next pass on."""
-        if self._reading is None and self._newcomers and len(self._newcomers[0].prompt) > STRETCH:
+        if self._reading is None and self._newcomers and len(self._newcomers[0].prompt) > self._stretch:
             self._reading = _Reading(self._newcomers.popleft())
         # A long prompt and short ones take turns, so that neither has to wait for the other.
         short = self._group() if self._alternate or self._reading is None else []
@@ -170,8 +192,9 @@ class Batch:
         """One pass: the next token of every row that is speaking."""
         if self._seats is None:
             return []
-        if self._functions is None:
-            self._compile()
+        forced = in_force([row.text for row in self._rows])
+        if self._functions is None or forced != self._forced:
+            self._compile(forced)
         assert self._functions is not None
         self._seats.pack(max(row.n_cached for row in self._rows))
         self._seats.grow()
@@ -181,9 +204,10 @@ class Batch:
         scores = self._readings.scores[:, -1].tolist() if self._readings.probes else []
         for i, row in enumerate(self._rows):
             row.n_cached += 1
-            if row.held is not None:
-                events.append((row.ask, replace(row.held, scores=tuple(scores[i][c] for c in row.columns))))
-                row.held = None
+            if row.unread:
+                row.said[-1] = replace(row.said[-1], scores=tuple(scores[i][c] for c in row.columns))
+                row.unread = False
+                events += [(row.ask, said) for said in row.settled()]
         leaving = []
         for i, (row, token) in enumerate(zip(self._rows, self._choose(logits[:, -1]), strict=True)):
             found = self._go_on(row, token, logits[i, -1])
@@ -197,18 +221,18 @@ class Batch:
         """What one row makes of the token that was chosen."""
         most = row.ask.sampling.max_tokens
         if row.n_said == most:
-            return [Done("length")]
+            return row.end("length")
         if token in self._model.end_tokens:
-            return [Done("stop")]
+            return row.end("stop")
         row.n_said += 1
         row.last = token
-        said = Said(token, row.decoder.push(token))
-        if row.ask.likeliest is not None:
-            said = _with_chances(said, logits, row.ask.likeliest)
-        if row.ask.probes:
-            row.held = said
-            return []
-        return [said, Done("length")] if row.n_said == most else [said]
+        row.text.push(token)
+        said = Said(token)
+        row.said.append(said if row.ask.likeliest is None else _with_chances(said, logits, row.ask.likeliest))
+        row.unread = bool(row.ask.probes)
+        if row.n_said == most and not row.unread:
+            return row.end("length")
+        return list(row.settled())
 
     def _choose(self, logits: Float[Tensor, "b v"]) -> list[int]:
         """The next token of each row; one that draws, draws as it would alone."""
@@ -218,13 +242,14 @@ class Batch:
                 chosen[i] = int(row.choose(logits[i : i + 1]))
         return chosen
 
-    def _compile(self) -> None:
-        """Steering and readers of the rows as they sit now."""
+    def _compile(self, forced: list[bool]) -> None:
+        """Steering, where it is in force, and readers of the rows as they sit now."""
+        self._forced = forced
         probes = list(dict.fromkeys(probe for row in self._rows for probe in row.ask.probes))
         for row in self._rows:
             row.columns = [probes.index(probe) for probe in row.ask.probes]
         self._readings = Readings(probes, self._model.device)
-        pushes = edits([row.ask.steering for row in self._rows], self._like)
+        pushes = edits(where_in_force([row.ask.steering for row in self._rows], forced), self._like)
         self._functions = merge(pushes, self._readings.functions())
 
     def _group(self) -> list[Ask]:
@@ -234,7 +259,7 @@ class Batch:
         for ask in self._newcomers:
             prompts.add(_start(ask))
             longest = max(len(prompt) for prompt, _ in prompts)
-            if longest > STRETCH or (group and len(prompts) * longest > STRETCH):
+            if longest > self._stretch or (group and len(prompts) * longest > STRETCH):
                 break
             group.append(ask)
         return group
@@ -252,7 +277,7 @@ class Batch:
     def _read_on(self, reading: _Reading) -> None:
         """Read the next stretch of a long prompt."""
         wanted = reading.ask.prompt[:-1]
-        stretch = wanted[reading.n_read :][:STRETCH]
+        stretch = wanted[reading.n_read :][: self._stretch]
         tokens = torch.tensor([list(stretch)], device=self._model.device)
         mask = torch.ones(1, reading.n_read + len(stretch), dtype=torch.long, device=self._model.device)
         steering = reading.ask.steering if reading.ask.steering.everywhere else Steering()
@@ -276,8 +301,8 @@ class Batch:
             self._seats.add(cache, mask)
         for ask in asks:
             drawn = Chooser(ask.sampling, 1, self._model.device) if ask.sampling.temperature > 0 else None
-            decoder = Decoder(self._model.tokenizer)
-            self._rows.append(_Row(ask, decoder, drawn, ask.prompt[-1], len(ask.prompt) - 1))
+            text = (ask.thoughts or self._model.thoughts).follow(self._model.tokenizer, ask.prompt)
+            self._rows.append(_Row(ask, text, drawn, ask.prompt[-1], len(ask.prompt) - 1))
         self._functions = None
 
     def _leave(self, rows: Sequence[int]) -> None:

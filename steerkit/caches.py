@@ -15,6 +15,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.nn import functional
 
+from steerkit.forward import RowCache
 from steerkit.runners import Cache
 
 WASTE = 64
@@ -24,7 +25,9 @@ WASTE = 64
 def can_merge(cache: Any) -> bool:
     """Whether rows of such a cache can be put beside rows of another: plain keys and values, none of them lost."""
     layers = getattr(cache, "layers", None)
-    return isinstance(cache, Cache) or (bool(layers) and all(type(l).__name__ == "DynamicLayer" for l in layers or ()))
+    return isinstance(cache, (Cache, RowCache)) or (
+        bool(layers) and all(type(l).__name__ == "DynamicLayer" for l in layers or ())
+    )
 
 
 @dataclass
@@ -58,6 +61,8 @@ class Seats:
                 for l, more in enumerate(theirs):
                     mine[l] = self._seated(mine[l], more[:, :, : cache.length], length)
             self.cache.length = length
+        elif isinstance(self.cache, RowCache):
+            self.cache.rows += cache.rows
         else:
             behind, before = (0, 0, 0, length - self.length), (0, 0, length - mask.shape[1], 0)
             for mine, theirs in zip(self.cache.layers, cache.layers, strict=True):
@@ -107,7 +112,7 @@ class Seats:
                 for l, store in enumerate(stores):
                     stores[l] = _roomier(_taken(store[: len(places)], places), len(store), longest)
             self.cache.length = longest
-        else:
+        elif not isinstance(self.cache, RowCache):
             for layer in self.cache.layers:
                 layer.keys, layer.values = _taken(layer.keys, places), _taken(layer.values, places)
         self._note_padding()

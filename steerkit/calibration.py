@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerkit.errors import PersonaError, SteerkitError
+from steerkit.errors import PersonaError, SteerkitError, VectorError
 from steerkit.extraction import Recipe, contrasts
-from steerkit.generation import Probe, Sampling, complete
+from steerkit.generation import Probe, Sampling, complete, require_replies
 from steerkit.limits import LIMIT, WORKING, at_dial, find_limits
 from steerkit.measures import (
     Row,
@@ -102,7 +102,7 @@ def calibrate(
     """
     settings = settings or Settings()
     vector.require(model.fingerprint)
-    model = model.at_date(str(vector.provenance.get("template_date", "")))
+    model = model.at_date(str(vector.provenance.get("template_date", ""))).for_measuring()
     if not pair.positive.held_out or not pair.positive.items:
         raise PersonaError(
             f"{pair.positive.name} has no held_out questions or no items, and a vector is only calibrated on what it "
@@ -112,7 +112,12 @@ def calibrate(
     material = gather_material(model, pair, settings.seed, progress)
     if not material.rows:
         raise SteerkitError(f"{model.name} said nothing to any held-out question, so there is nothing to calibrate on")
-    chosen = choose_place(model, bare, material.rows, settings.places or spread(model.n_layers), progress)
+    places = settings.places or tuple(place for place in spread(model.n_layers) if not bare.zeros(*place))
+    if not places:
+        raise VectorError(
+            f"{bare.name} is zero somewhere in every place that is tried; {bare.where_not_zero()}, with --layers"
+        )
+    chosen = choose_place(model, bare, material.rows, places, progress)
     placed = replace(bare, evidence={**bare.evidence, **chosen})
     prompts = _prompts(model, pair)
     limits = find_limits(model, placed, prompts, settings.n_tokens, settings.n_repeated, progress)
@@ -231,6 +236,7 @@ def _thresholds(
     first, last = vector.place
     probes = [Probe.of(vector, l) for l in range(first, last + 1)]
     replies = complete(model, prompts, probes=probes, sampling=Sampling(settings.n_tokens))
+    require_replies(model, replies)
     scores = torch.cat([reply.readout.scores for reply in replies]).float().flatten()
     return {f"p{share}": round(float(scores.quantile(share / 100)), 4) for share in (1, 5, 25, 50, 75, 95, 99)}
 

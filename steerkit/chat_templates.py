@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from steerkit.errors import ModelError, PromptError, TemplateError
+from steerkit.thinking import Switch, Tags, find_switch, find_tags
 
 Message = Mapping[str, Any]
 """One turn of a chat: `role` (system, user or assistant) and `content`, a text or a list of parts that are texts."""
@@ -401,6 +402,32 @@ class ChatTemplate:
             if written.strip():
                 found.append(None if name is None else token)
         return found
+
+    @cached_property
+    def tags(self) -> tuple[Tags, ...]:
+        """What may stand around a thought."""
+        return find_tags("" if self.plain else self._chosen[0], self.tokenizer)
+
+    @property
+    def writes_thoughts(self) -> bool:
+        """Whether the template knows thoughts, and not only the vocabulary."""
+        written = "" if self.plain else self._chosen[0]
+        return any(each.opening in written or each.closing in written for each in self.tags)
+
+    @cached_property
+    def switch(self) -> Switch | None:
+        """The variable of the template that lets the model think or not, if it has one."""
+        if self.plain:
+            return None
+
+        def rendered(variables: Mapping[str, Any]) -> str:
+            options = replace(self.options, variables={**self.options.variables, **variables})
+            return replace(self, options=options).render([{"role": "user", "content": "1"}]).text
+
+        try:
+            return find_switch(self._chosen[0], rendered)
+        except PromptError:
+            return None
 
     @cached_property
     def has_clock(self) -> bool:

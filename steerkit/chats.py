@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from steerkit.errors import PromptError
 from steerkit.files import write_text
+from steerkit.thinking import folded, split_thought
 
 if TYPE_CHECKING:
     from steerkit.models import Model
@@ -42,6 +43,8 @@ class Said:
     """One score a probe for each of them."""
     unsteered: Said | None = None
     """What the model would have said without steering, where that was asked for."""
+    thought: str = ""
+    """What was thought before it was said, which the model does not read again."""
 
     def scores_on(self, probe: str) -> list[float]:
         """The score of every token; empty where the probe was not read."""
@@ -59,6 +62,7 @@ class Said:
     def to_json(self) -> dict[str, Any]:
         """Plain data for a file: a message, and what is known of it."""
         data: dict[str, Any] = {"role": self.role, "content": self.content}
+        data |= {"thought": self.thought} if self.thought else {}
         if self.tokens:
             scores = [[round(score, 4) for score in row] for row in self.scores]
             data |= {"steer": list(self.steer), "probes": list(self.probes), "tokens": list(self.tokens)}
@@ -70,14 +74,16 @@ class Said:
         """Read what `to_json` wrote. Raises KeyError, TypeError or ValueError for anything else."""
         if data["role"] not in ROLES:
             raise ValueError(f"unknown role {data['role']!r}")
+        thought, content = thought_apart(data, str(data["content"]))
         said = cls(
             data["role"],
-            str(data["content"]),
+            content,
             tuple((int(place), str(text)) for place, text in data.get("steer", ())),
             tuple(map(str, data.get("probes", ()))),
             tuple(map(str, data.get("tokens", ()))),
             tuple(tuple(map(float, row)) for row in data.get("scores", ())),
             cls.from_json(data["unsteered"]) if "unsteered" in data else None,
+            thought,
         )
         if len(said.tokens) != len(said.scores) or any(len(row) != len(said.probes) for row in said.scores):
             raise ValueError("scores and tokens do not match")
@@ -245,7 +251,8 @@ def _turns(line: str) -> list[dict[str, str]]:
     turns = []
     for turn in data:
         role, content = (turn["role"], turn["content"]) if "role" in turn else (turn["from"], turn["value"])
-        turns.append({"role": SPEAKERS.get(role, str(role)), "content": _text(content)})
+        turns.append(_message(turn, SPEAKERS.get(role, str(role)), content))
+    turns = _joined(turns)
     # Half of a surrogate pair is JSON, but no text that a tokenizer takes.
     "".join(turn["content"] for turn in turns).encode("utf-8")
     return turns
@@ -258,9 +265,57 @@ def _text(content: Any) -> str:
     return "\n".join([str(part["text"]) for part in content])
 
 
+THOUGHTS = ("thought", "reasoning_content", "reasoning", "thinking")
+"""Under which of these keys a message may have its thought; the first is ours."""
+THINKING_PARTS = ("thinking", "reasoning", "thought")
+"""Types of parts of a message that are thoughts."""
+
+
+def thought_apart(turn: Mapping[str, Any], content: str) -> tuple[str, str]:
+    """The thought of a message and what it says; the thought may have a key of its own, or stand between tags.
+
+    >>> thought_apart({"role": "assistant"}, "<think>Who?</think>I am a computer.")
+    ('Who?', 'I am a computer.')
+    """
+    role = turn.get("role", turn.get("from"))
+    if SPEAKERS.get(str(role), role) != "assistant":
+        return "", content
+    kept = next((value for key in THOUGHTS if isinstance(value := turn.get(key), str) and value.strip()), "")
+    within, content = split_thought(content)
+    return "\n".join(part for part in (kept.strip(), within) if part), content
+
+
+def _message(turn: Mapping[str, Any], role: str, content: Any) -> dict[str, str]:
+    """A message as our readers have it: role, content, and its thought where it has one."""
+    thoughts: list[str] = []
+    if isinstance(content, list):
+        parts = [part for part in content if isinstance(part, dict) and part.get("type") in THINKING_PARTS]
+        thoughts = [_text(part.get(part["type"], part.get("text"))) for part in parts]
+        content = [part for part in content if part not in parts]
+    thought, said = thought_apart(turn, _text(content))
+    if role == "assistant" and str(turn.get("channel") or "final") != "final":
+        # A message of its own that is a thought; the reply to which it belongs comes next.
+        thought, said = "\n".join(part for part in (thought, said) if part), ""
+    thought = "\n".join(part for part in (*thoughts, thought) if part.strip())
+    return {"role": role, "content": said, **({"thought": thought} if thought else {})}
+
+
+def _joined(turns: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """Thoughts that came as messages of their own, with the replies behind them."""
+    joined: list[dict[str, str]] = []
+    for turn in turns:
+        last = joined[-1] if joined else {}
+        if turn["role"] == last.get("role") == "assistant" and not last["content"] and "thought" in last:
+            thought = "\n".join(part for part in (last["thought"], turn.get("thought", "")) if part)
+            joined[-1] = {**turn, "thought": thought}
+        else:
+            joined.append(turn)
+    return joined
+
+
 def _messages(data: Any, path: Path, number: int) -> list[dict[str, str]]:
     try:
-        chat = [{"role": str(message["role"]), "content": str(message["content"])} for message in data]
+        chat = _joined([_message(message, str(message["role"]), message["content"]) for message in data])
     except (KeyError, TypeError) as error:
         raise _not_a_chat(path, number) from error
     unknown = {message["role"] for message in chat} - set(ROLES)
@@ -303,7 +358,11 @@ def markdown(chat: Chat, probe: str = "") -> str:
         told = " · ".join(part for part in about if part)
         if said.unsteered is not None:
             lines += ["**unsteered**", "", *_quoted(said.unsteered.content), ""]
-        lines += [f"**{said.role}**" + (f" _({told})_" if told else ""), "", *_quoted(said.content), ""]
+        lines += [f"**{said.role}**" + (f" _({told})_" if told else ""), ""]
+        if said.thought:
+            length = folded(len(said.thought.split()), "words").removeprefix("▸ ")
+            lines += [f"> <details><summary>{length}</summary>", ">", *_quoted(said.thought), ">", "> </details>", ""]
+        lines += [*_quoted(said.content), ""]
     return "\n".join([*lines, "Made with steerkit.", ""])
 
 

@@ -61,16 +61,17 @@ class OutputError(SteerkitError):
     """A result cannot be written; what stood there before is untouched."""
 
 
-def nearest(name: str, candidates: Iterable[str], otherwise: str = "") -> str:
-    """Say which candidates `name` may have meant.
+def nearest(name: object, candidates: Iterable[str], otherwise: str = "") -> str:
+    """Say which candidates `name` may have meant; what is no text is like none of them.
 
     >>> nearest("hall", ["hal", "pirate"])
     'did you mean hal?'
     >>> nearest("zzz", ["hal", "pirate"], otherwise="see: steerkit personas")
     'see: steerkit personas'
     """
-    matches = difflib.get_close_matches(name.lower(), sorted(candidates), n=3, cutoff=0.5)
+    written = name.lower() if isinstance(name, str) else ""
+    matches = difflib.get_close_matches(written, sorted(candidates), n=3, cutoff=0.5)
     # Of many candidates some are always a little alike; beside one that is nearly the name they are noise.
-    likeness = [difflib.SequenceMatcher(None, name.lower(), match).ratio() for match in matches]
+    likeness = [difflib.SequenceMatcher(None, written, match).ratio() for match in matches]
     matches = [match for match, alike in zip(matches, likeness, strict=True) if alike > max(likeness) - 0.2]
     return f"did you mean {' or '.join(matches)}?" if matches else otherwise

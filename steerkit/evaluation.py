@@ -173,7 +173,7 @@ def evaluate(
     """
     if not steering:
         raise SteerkitError("there is nothing to evaluate; add a steering, as -s '1 hal'")
-    settings = settings or Settings()
+    settings, model = settings or Settings(), model.for_measuring()
     rows = rows_of(model, items)
     pairs = _pairs(steering)
     randoms = [_random(steering, settings.seed + i) for i in range(settings.n_random)]
@@ -284,7 +284,7 @@ def _prompt_only(
     if not pairs:
         return None
     rows = rows_of(model, items)
-    asked = [rows_of(model, items, prompt) for prompt in pairs[0].positive.requested]
+    asked = [rows_of(model, items, prompt) for prompt in dict.fromkeys(pairs[0].positive.requested)]
     found = [score_replies(model, under, [Steering()], against=rows) for under in asked]
     shifts = torch.cat([propensity_of(items, scores.totals, scores.lengths) for scores in found]) - unsteered
     costs = torch.cat([percentiles(scores.divergences) for scores in found])

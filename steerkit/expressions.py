@@ -16,9 +16,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from steerkit.errors import ExpressionError, nearest
+from steerkit.errors import ExpressionError, VectorError, nearest
 from steerkit.operators import OPERATORS
-from steerkit.steering import APART, Gate, Term
+from steerkit.steering import APART, NO_NAMES, Gate, Term
 from steerkit.vectors import SteeringVector
 
 TOKEN = re.compile(
@@ -184,13 +184,24 @@ class Reader:
         if self._word.kind not in ("name", "path"):
             raise self._expected("the name of a persona")
         word = self._word
-        if word.text.lower() in ("nan", "inf", "infinity"):
+        if word.text.lower() in NO_NAMES:
             raise _error(self.text, word.column, f"a dial must be a finite number, not {word.text}")
         self._take()
         name = word.text.strip('"')
         if APART in name:
             raise _error(self.text, word.column, f"a file's name must not have {APART!r} in it; rename it")
-        return name, self.vectors[name]
+        try:
+            vector = self.vectors[name]
+        except KeyError as error:
+            known = sorted(map(str, self.vectors))
+            others = f"there are {', '.join(known[:12])}{', …' if len(known) > 12 else ''}" if known else ""
+            hint = nearest(name, known, others or "none were given; load one with find_vector")
+            raise VectorError(
+                f"no vector is called {name!r} (column {word.column} of {self.text!r}); {hint}"
+            ) from error
+        if not isinstance(vector, SteeringVector):
+            raise VectorError(f"what is called {name!r} is a {type(vector).__name__}, and no SteeringVector")
+        return name, vector
 
     def _number(self) -> float:
         if self._word.kind != "number":

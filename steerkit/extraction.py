@@ -13,7 +13,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from itertools import pairwise
 from typing import Any
@@ -38,6 +38,10 @@ READINGS = ("response", "prompt")
 TRAINED = "trained"
 TASK = "extraction:extracting"
 ESTIMATOR_NAMES = (*ESTIMATORS, TRAINED)
+FEW_PAIRS = 20
+"""Fewer distinct pairs than this may be about one wording or one question; a persona of the library has 36."""
+NOTHING = 1e-6
+"""A displacement shorter than this share of the states that it is between is rounding, and no direction."""
 REFUSAL = re.compile(
     r"\b(i can(?:no|')t|i am unable|i'm unable|i am not able|i'm not able|as an ai\b|i'm sorry, but)", re.IGNORECASE
 )
@@ -76,20 +80,45 @@ class Recipe:
                 raise SteerkitError(f"no {kind} is called {name!r}; {hint}")
         if self.estimator == TRAINED and self.reading != "response":
             raise SteerkitError("a trained direction learns from replies; leave out --reading prompt")
-        if self.max_tokens < 1 or self.batch_size < 2:
+        self.sampling()
+        if self.max_tokens < 1 or not isinstance(self.batch_size, int) or self.batch_size < 2:
             raise SteerkitError("an extraction needs at least 1 reply token and a batch of 2 rows")
+
+    def sampling(self) -> Sampling:
+        """How replies are drawn.
+
+        Every row has the same seed: both sides of a pair begin with the same random numbers, and every vector that
+        ships was made so.
+        """
+        return Sampling(self.max_tokens, self.temperature, self.top_p, self.seed)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One question under both prompts, as tokens."""
+    """One question under mirrored prompts, as tokens: a distinct pair.
+
+    Where one persona has fewer prompts than the other, one of its prompts mirrors several, and they are one pair with
+    it: a reply that stood in several pairs would agree with itself.
+    """
 
     bare: tuple[int, ...]
     """The question alone, as a user would put it."""
-    positive: tuple[int, ...]
-    """After a prompt that asks for the positive persona."""
-    negative: tuple[int, ...]
-    """After the mirrored prompt of the negative one."""
+    positives: tuple[tuple[int, ...], ...]
+    """After each prompt that asks for the positive persona; no two alike, and more than one only against one."""
+    negatives: tuple[tuple[int, ...], ...]
+    """After the mirrored prompts of the negative one."""
+    turn: int = 0
+    """Which of them stands for the others where one of each is wanted."""
+
+    @property
+    def positive(self) -> tuple[int, ...]:
+        """After the prompt that asks for the positive persona, or one of them."""
+        return self.positives[self.turn % len(self.positives)]
+
+    @property
+    def negative(self) -> tuple[int, ...]:
+        """After the mirrored prompt, or one of them."""
+        return self.negatives[self.turn % len(self.negatives)]
 
 
 @dataclass(frozen=True)
@@ -99,9 +128,9 @@ class Contrast:
     cases: Sequence[Case]
     """Questions where both sides said something."""
     replies: Sequence[tuple[Reply, Reply]]
-    """Positive and negative reply to each; nothing where the reading is `prompt`."""
+    """Positive and negative reply to each, one of each; nothing where the reading is `prompt`."""
     positive: Float[Tensor, "b l d"]
-    """Activations of the positive side, pooled as the reading says."""
+    """Activations of the positive side, pooled as the reading says, and averaged over the prompts of a case."""
     negative: Float[Tensor, "b l d"]
     """Activations of the negative side."""
 
@@ -114,6 +143,7 @@ class Audit:
     refusals: int = 0
     label_echoes: int = 0
     empty: int = 0
+    unfinished: int = 0
     positive_tokens: int = 0
     negative_tokens: int = 0
     examples: list[dict[str, str]] = field(default_factory=list)
@@ -135,11 +165,19 @@ class Audit:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for the vector's provenance."""
-        return {**asdict(self), "length_ratio": round(self.length_ratio, 3)}
+        told = {**asdict(self), "length_ratio": round(self.length_ratio, 3)}
+        if not self.unfinished:
+            del told["unfinished"]
+        return told
 
 
-def audit_warnings(audit: Mapping[str, Any]) -> list[str]:
-    """What the user should look at before trusting a direction; `audit` is what `Audit.to_json` gave."""
+def audit_warnings(audit: Mapping[str, Any], n_pairs: int | None = None) -> list[str]:
+    """What the user should look at before trusting a direction.
+
+    Args:
+        audit: what `Audit.to_json` gave
+        n_pairs: distinct pairs that it was made of, if that is known
+    """
     replies, ratio, found = audit["replies"], audit["length_ratio"], []
     if audit["refusals"] > 0.25 * replies:
         found.append(f"{audit['refusals']} of {replies} replies refuse; the direction may be about refusing")
@@ -149,7 +187,18 @@ def audit_warnings(audit: Mapping[str, Any]) -> list[str]:
         found.append(f"replies differ in length ({ratio:.2f} to 1); the direction may be about length")
     if audit["empty"]:
         found.append(f"{audit['empty']} pairs were left out because one side said nothing")
-    return found
+    if audit.get("unfinished"):
+        found.append(f"{audit['unfinished']} replies ended within their thoughts, and their pairs were left out")
+    return found + ([] if n_pairs is None else few_pairs(n_pairs))
+
+
+def few_pairs(n_pairs: int) -> list[str]:
+    """A line if so many distinct pairs are few."""
+    if n_pairs >= FEW_PAIRS:
+        return []
+    pairs = "pair is" if n_pairs == 1 else "pairs are"
+    told = f"only {n_pairs} distinct {pairs} behind the direction, which may be about one wording or one question"
+    return [f"{told}; give the persona three requested prompts and a dozen questions"]
 
 
 class Sums:
@@ -210,13 +259,15 @@ def extract(
         progress: told how many tokens of how many have been done
 
     Returns:
-        A vector with directions and baseline [l d], its provenance, and what the pairs say of its reliability.
+        A vector with directions and baseline [l d], its provenance, and what the pairs say of its reliability. Where
+        few of them are distinct, a line under `warnings` in the audit of its provenance says so.
 
     Raises:
         PromptError: a prompt and its reply exceed the context.
-        SteerkitError: every reply was empty.
+        SteerkitError: every reply was empty or ended within its thought, or both personas do the same to the model, so
+            that there is no direction.
     """
-    recipe = recipe or Recipe()
+    recipe, model = recipe or Recipe(), model.for_measuring()
     trained = recipe.estimator == TRAINED
     sums = Sums(model.n_layers, model.width, keep_rows=recipe.estimator not in ("mean_diff", TRAINED))
     audit, lessons = Audit(), []
@@ -226,18 +277,43 @@ def extract(
             audit.take(positive, negative, pair.positive.labels)
             if trained:
                 lessons.append(Lesson(case.bare, positive.tokens, negative.tokens))
+    if sums.n == 0 and audit.unfinished:
+        raise SteerkitError(
+            f"no two replies of {model.name} came out of their thoughts in {recipe.max_tokens} tokens; use --thinking "
+            "off where the model has it, raise --max-tokens, or try --reading prompt"
+        )
     if sums.n == 0:
         raise SteerkitError(f"{model.name} said nothing to any question; try --reading prompt")
     positive, negative = sums.sides()
+    directions = ESTIMATORS["mean_diff" if trained else recipe.estimator](positive, negative)
+    _require_direction(model, pair, directions, negative.mean(0))
     mean = SteeringVector(
         name=pair.name,
         model=model.fingerprint,
-        directions=ESTIMATORS["mean_diff" if trained else recipe.estimator](positive, negative),
+        directions=directions,
         baseline=negative.mean(0),
         provenance=_provenance(model, pair, recipe, sums.n, audit),
         evidence=sums.evidence(),
     )
     return train(model, mean, lessons, seed=recipe.seed, progress=progress) if trained else mean
+
+
+def _require_direction(
+    model: Model, pair: Pair, directions: Float[Tensor, "l d"], baseline: Float[Tensor, "l d"]
+) -> None:
+    """Refuse a displacement that is zero or not finite; a file of it would steer nothing in silence.
+
+    A few layers may be zero: one that looks back a few tokens only has not seen the prompts.
+    """
+    both = f"{pair.positive.name} and {pair.negative.name}"
+    if not torch.isfinite(directions).all():
+        raise SteerkitError(f"{model.name} gives states that are not finite for {both}; try --dtype float32")
+    lengths, sizes = directions.double().norm(dim=-1), baseline.double().norm(dim=-1)
+    if bool((lengths <= NOTHING * sizes).all()):
+        raise SteerkitError(
+            f"{both} make no difference to {model.name}: the direction is zero at every layer; "
+            "see whether its chat template keeps system prompts, and whether the prompts differ"
+        )
 
 
 def extracting(model: Model, shared: Plain, progress: Progress) -> Callable[[Plain], Plain]:
@@ -249,7 +325,8 @@ def extracting(model: Model, shared: Plain, progress: Progress) -> Callable[[Pla
         started, pair = time.perf_counter(), Pair.from_json(piece)
         vector = extract(model, pair, recipe, progress)
         apart = [other for other in others if other.name != pair.name]
-        vector = vector.without(apart) if apart else vector
+        # It takes the place of the persona's vector, under the persona's name; its provenance says what it is without.
+        vector = replace(vector.without(apart), name=vector.name) if apart else vector
         return {"vector": vector.to_bytes(), "seconds": time.perf_counter() - started}
 
     return extracted
@@ -277,70 +354,125 @@ def contrasts(
     audit: Audit | None = None,
 ) -> Iterator[Contrast]:
     """Let both personas answer, a batch at a time; `questions` are those of the extraction if none are given."""
+    model = model.for_measuring()
     cases = _cases(model, pair, recipe, pair.positive.questions if questions is None else questions)
-    total = len(cases) * 2 * (recipe.max_tokens if recipe.reading == "response" else 1)
+    length = recipe.max_tokens if recipe.reading == "response" else 1
+    total = length * sum(len(case.positives) + len(case.negatives) for case in cases)
     done = 0
     for batch in _batches(cases, recipe.batch_size):
-        rows = [case.positive for case in batch] + [case.negative for case in batch]
-        share = len(rows) * total // (2 * len(cases))
+        rows = [row for case in batch for row in case.positives] + [row for case in batch for row in case.negatives]
+        replies: list[Reply] = []
         if recipe.reading == "response":
             replies, states = _speak(model, rows, recipe, done, total, progress)
         else:
-            replies, states = [], prompt_states(model, rows)
-        positive, negative = states.cpu().chunk(2)
-        heard = [bool(reply.tokens) for reply in replies] or [True] * len(rows)
-        kept = [i for i, sides in enumerate(zip(*_halves(heard), strict=True)) if all(sides)]
+            states = prompt_states(model, rows)
+        spoken = [bool(reply.tokens) for reply in replies] or [True] * len(rows)
+        sides = zip(*_sides(batch), strict=True)
+        found = [
+            (case, *([row for row in side if spoken[row]] for side in both))
+            for case, both in zip(batch, sides, strict=True)
+        ]
+        kept = [(case, ours, theirs) for case, ours, theirs in found if ours and theirs]
         if audit is not None:
             audit.empty += len(batch) - len(kept)
-        sides = list(zip(*_halves(replies), strict=True)) if replies else []
+            audit.unfinished += sum(reply.unfinished for reply in replies)
+        states = states.cpu()
         yield Contrast(
-            [batch[i] for i in kept], [sides[i] for i in kept] if sides else [], positive[kept], negative[kept]
+            [case for case, _, _ in kept],
+            [_heard(replies, *entry) for entry in kept] if replies else [],
+            *(_averages(states, [sides[i] for _, *sides in kept]) for i in (0, 1)),
         )
-        done += share
+        done += len(rows) * length
         progress("extract", min(done, total), total)
 
 
+def _sides(batch: Sequence[Case]) -> tuple[list[range], list[range]]:
+    """Which rows are the positive ones of each case, and which the negative ones; all positive ones come first."""
+    found: list[list[range]] = []
+    start = 0
+    for sizes in ([len(case.positives) for case in batch], [len(case.negatives) for case in batch]):
+        found.append([])
+        for size in sizes:
+            found[-1].append(range(start, start + size))
+            start += size
+    return found[0], found[1]
+
+
+def _heard(
+    replies: Sequence[Reply], case: Case, positive: Sequence[int], negative: Sequence[int]
+) -> tuple[Reply, Reply]:
+    """One reply of each side to a case, in turn where a side has several."""
+    return replies[positive[case.turn % len(positive)]], replies[negative[case.turn % len(negative)]]
+
+
+def _averages(states: Float[Tensor, "r l d"], groups: Sequence[Sequence[int]]) -> Float[Tensor, "b l d"]:
+    """The mean state of each group of rows."""
+    if not groups:
+        return states[:0]
+    return torch.stack([states[group[0]] if len(group) == 1 else states[list(group)].mean(0) for group in groups])
+
+
 def _cases(model: Model, pair: Pair, recipe: Recipe, questions: Sequence[str]) -> list[Case]:
-    """Every question under every pair of mirrored prompts, shortest first."""
+    """Every distinct question under the mirrored prompts, shortest first.
+
+    Raises:
+        SteerkitError: the model reads both sides as the same text.
+    """
     room = recipe.max_tokens if recipe.reading == "response" else 1
 
     def tokens(system: str, question: str) -> tuple[int, ...]:
         messages: list[Message] = [{"role": "system", "content": system}] if system else []
         return tuple(model.chat_tokens([*messages, {"role": "user", "content": question}], room))
 
-    cases = [
-        Case(tokens("", asked), tokens(positive, asked), tokens(negative, asked))
+    asked = dict.fromkeys(f"{question} {recipe.request}".strip() for question in questions)
+    rows = dict.fromkeys(
+        (tokens("", question), tokens(positive, question), tokens(negative, question))
         for positive, negative in pair.prompts()
-        for asked in (f"{question} {recipe.request}".strip() for question in questions)
+        for question in asked
+    )
+    rows = [row for row in rows if row[1] != row[2]]
+    if not rows:
+        raise SteerkitError(
+            f"{model.name} reads {pair.positive.name} and {pair.negative.name} as the same text, so there is no "
+            "direction between them; see whether its chat template keeps system prompts, and whether the prompts differ"
+        )
+    # The side with fewer prompts decides what is distinct.
+    side = 1 if len({row[1] for row in rows}) <= len({row[2] for row in rows}) else 2
+    groups: dict[tuple[int, ...], list[tuple[tuple[int, ...], ...]]] = {}
+    for row in rows:
+        groups.setdefault(row[side], []).append(row)
+    cases = [
+        Case(
+            group[0][0],
+            tuple(dict.fromkeys(positive for _, positive, _ in group)),
+            tuple(dict.fromkeys(negative for _, _, negative in group)),
+            turn,
+        )
+        for turn, group in enumerate(groups.values())
     ]
     return sorted(cases, key=lambda case: len(case.positive) + len(case.negative))
 
 
 def _batches(cases: Sequence[Case], batch_size: int) -> Iterator[Sequence[Case]]:
     """Batches of about equal size, of cases that are about equally long."""
-    n_batches = math.ceil(2 * len(cases) / batch_size)
+    n_rows = sum(len(case.positives) + len(case.negatives) for case in cases)
+    n_batches = min(math.ceil(n_rows / batch_size), len(cases))
     bounds = [round(i * len(cases) / n_batches) for i in range(n_batches + 1)]
     for start, end in pairwise(bounds):
         yield cases[start:end]
-
-
-def _halves(rows: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
-    middle = len(rows) // 2
-    return rows[:middle], rows[middle:]
 
 
 def _speak(
     model: Model, rows: Sequence[tuple[int, ...]], recipe: Recipe, done: int, total: int, progress: Progress
 ) -> tuple[list[Reply], Float[Tensor, "b l d"]]:
     """The model's own replies, and its mean state while it gave them."""
-    sampling = Sampling(recipe.max_tokens, recipe.temperature, recipe.top_p, recipe.seed)
     steps: list[list[Step]] = [[] for _ in rows]
     means = Means(model, len(rows))
-    for step in stream(model, rows, [Steering()] * len(rows), (), sampling, means):
+    for step in stream(model, rows, [Steering()] * len(rows), (), recipe.sampling(), means):
         steps[step.row].append(step)
-        said = len(steps[step.row])
-        progress("extract", min(done + said * len(rows), total), total)
-    return [gather(row, said, ()) for row, said in zip(rows, steps, strict=True)], means.values
+        done += 1
+        progress("extract", min(done, total), total)
+    return [gather(model, row, said, ()) for row, said in zip(rows, steps, strict=True)], means.values
 
 
 def _provenance(model: Model, pair: Pair, recipe: Recipe, n_pairs: int, audit: Audit) -> dict[str, Any]:
@@ -352,7 +484,8 @@ def _provenance(model: Model, pair: Pair, recipe: Recipe, n_pairs: int, audit: A
         "n_pairs": n_pairs,
         "prompts_sha256": hashlib.sha256(prompts.encode()).hexdigest(),
         "model": model.name,
+        "path": model.path,
         **model.template_identity,
-        "audit": audit.to_json(),
+        "audit": audit.to_json() | ({"warnings": few} if (few := few_pairs(n_pairs)) else {}),
         "versions": {name: version(name) for name in ("torch", "transformers", "transformer-lens")},
     }

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from steerkit.networks import ordinary_tokens
+
 if TYPE_CHECKING:
     from steerkit.models import Model
 
@@ -22,8 +24,7 @@ ROUGH_TOLERANCE = 0.1
 
 def fixed_sequence(model: Model) -> tuple[int, ...]:
     """The tokens on which models are told apart."""
-    size = int(model.original.get_input_embeddings().num_embeddings)
-    return tuple((97 + 31 * i * i) % size for i in range(FIXED_LENGTH))
+    return ordinary_tokens(model.original, [97 + 31 * i * i for i in range(FIXED_LENGTH)])
 
 
 @dataclass(frozen=True)

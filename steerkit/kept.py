@@ -33,7 +33,9 @@ def kept_path(kind: str, model: Model, name: str, depends: Any) -> Path:
 
     The weights are not in the name: the file tells whose it is, to the accuracy with which models are told apart.
     """
-    told = json.dumps([str(model.dtype), depends], sort_keys=True)
+    # Where thoughts count as replies do, most numbers are others.
+    thoughts = ["thoughts"] if model.thoughts.included else []
+    told = json.dumps([str(model.dtype), depends, *thoughts], sort_keys=True)
     return kept_folder(kind, model) / f"{name}-{hashlib.sha256(told.encode()).hexdigest()[:20]}.safetensors"
 
 

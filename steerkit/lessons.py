@@ -113,6 +113,8 @@ def to_samples(model: Model, chats: Sequence[tuple[int, Sequence[Message]]], pat
             wrong[number] = f"prompt and reply have {length} tokens, and {model.name} holds {model.context}"
         samples.append(Sample(tuple(prompt), tuple(reply)))
     _complain(path, wrong)
+    if n_thoughts := sum("thought" in chat[-1] for _, chat in chats):
+        model.note(f"{n_thoughts} of {len(chats)} replies have a thought before them; only the replies are learned")
     return samples
 
 

@@ -1,4 +1,4 @@
-"""From a name to a loaded model: where its weights are, and the fastest way through them.
+"""From a name to a loaded model: where its weights are, whether they are whole, and a way through them that is right.
 
 This is the only module that imports transformer_lens.
 """
@@ -7,22 +7,33 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from steerkit import weights
+from steerkit import judge, weights
 from steerkit.adapters import Adapter, find_adapter, merge_adapter, split_adapter
 from steerkit.chat_templates import find_chat_template
 from steerkit.errors import ModelError, SteerkitError, nearest
 from steerkit.fingerprints import Fingerprint
-from steerkit.models import HookPoints, Model, final_norm
-from steerkit.runners import LeanRunner, PlainRunner, Runner, share_weights
+from steerkit.forward import BatchedForward, RowForward
+from steerkit.models import HookPoints, Judgement, Model, final_norm
+from steerkit.networks import HFModules, LensModules, Network, share_weights
+from steerkit.no_installs import no_installs
+from steerkit.runners import LeanRunner, Runner, changes_with_length, context_of, sees_everything
+from steerkit.whole import causal_class, load_whole, read_config, read_tokenizer, require_numbers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ENGINES = ("local", "transformer-lens")
+"""Ways through the weights that `load_model` takes: the fastest that is right, or TransformerLens' hook points."""
+SPREAD = "auto"
+"""The device that stands for all that are there."""
 
 
 def load_model(
@@ -30,23 +41,37 @@ def load_model(
     device: str | None = None,
     dtype: str = "float32",
     progress: weights.Progress = weights.ignore_progress,
+    engine: str = "local",
 ) -> Model:
     """Load a model: nothing for the default one, a hub id, a folder, or a `.gguf` file; with +ADAPTER, tuned.
 
+    Args:
+        name: which one
+        device: `cpu`, `cuda`, `mps`, or `auto` to spread it over the devices that are there; the best one by default
+        dtype: a key of `DTYPES`
+        progress: told what is being fetched
+        engine: one of `ENGINES`
+
     Raises:
-        ModelError: it cannot be found, fetched or read, or the adapter belongs to another.
+        ModelError: it cannot be found, fetched or read, is not whole, is no causal language model, no way through its
+            weights is right, or the adapter belongs to another.
     """
+    if engine not in ENGINES:
+        raise ModelError(
+            f"no engine is called {engine!r}; {nearest(engine, ENGINES, 'choose ' + ' or '.join(ENGINES))}"
+        )
     name, folder = split_adapter(name)
     adapter = None if folder is None else find_adapter(folder)
     place, (source, title) = _device(device, dtype), _locate(name, progress)
     with _explained(name or title, source):
-        model = _load(source, title, place, DTYPES[dtype])
+        plan = _Plan(source, title, place, DTYPES[dtype], engine)
+        model = _load(plan)
         if adapter is None:
             return model
         fingerprint = model.fingerprint
         # There need not be room for both.
         del model
-        return _load(source, title, place, DTYPES[dtype], (adapter, fingerprint))
+        return _load(plan, (adapter, fingerprint))
 
 
 def load_head(
@@ -68,22 +93,25 @@ def load_head(
         return _load_head(source, title, place, DTYPES[dtype])
 
 
-def _load_head(source: str, title: str, device: torch.device, dtype: torch.dtype) -> Model:
-    from transformers import AutoConfig, AutoTokenizer
-
-    config = AutoConfig.from_pretrained(source)
+def _load_head(source: str, title: str, device: torch.device | str, dtype: torch.dtype) -> Model:
+    config = read_config(source)
     told: Any = config.get_text_config()
-    shape = told.num_hidden_layers, told.hidden_size, told.max_position_embeddings
+    shape = told.num_hidden_layers, told.hidden_size, context_of(config)
     told.num_hidden_layers = 0
     if getattr(told, "layer_types", None):
         told.layer_types = []
-    original = _load_original(source, device, dtype, None, config)
+    # The blocks are somewhere else, and so are their weights.
+    original = causal_class(config, title).from_pretrained(source, config=config, dtype=dtype)
+    original.to(device).eval().requires_grad_(False)
     if final_norm(original) is None:
         raise ModelError(f"{title} has a last norm that steerkit does not know; use --engine local")
-    # No wrapping here: nobody can hook blocks that are somewhere else.
-    tokenizer = AutoTokenizer.from_pretrained(source, add_bos_token=True)
-    tokenizer.chat_template = find_chat_template(source, tokenizer)
-    return Model(title, *shape, original, HookPoints(lambda: None), tokenizer, source=source)
+    # No hook points here: nobody can hook blocks that are somewhere else.
+    points = HookPoints(lambda: None, _no_path)
+    return Model(title, *shape, original, points, _tokenizer(source), source=source)
+
+
+def _no_path(_bridge: Any) -> Runner:
+    raise ModelError("the blocks are somewhere else and have no hook points here; use --engine local")
 
 
 def load_tuned(base: Model, adapter: Adapter) -> Model:
@@ -93,9 +121,10 @@ def load_tuned(base: Model, adapter: Adapter) -> Model:
         ModelError: the adapter belongs to another model, or is damaged.
     """
     with _explained(base.name, base.source):
-        tuned = _load(base.source, base.name, base.device, base.dtype, (adapter, base.fingerprint))
+        plan = _Plan(base.source, base.name, base.device, base.dtype)
+        tuned = _load(plan, (adapter, base.fingerprint))
     # What is compared with the base reads the same texts, with the same date in them.
-    tuned.template_options = base.template_options
+    tuned.template_options, tuned.include_thoughts = base.template_options, base.include_thoughts
     return tuned
 
 
@@ -104,13 +133,11 @@ def model_kind(name: str | None) -> str:
 
     Neither weights nor anything from the network are loaded.
     """
-    from transformers import AutoConfig
-
     name, _ = split_adapter(name)
     default = name is None or weights.model_title(name) == weights.DEFAULT_MODEL.name
     try:
         source = str(weights.default_folder()) if default or name is None else _locate(name, weights.ignore_progress)[0]
-        return str(AutoConfig.from_pretrained(source, local_files_only=True).model_type)
+        return str(read_config(source, local=True).model_type)
     except (SteerkitError, OSError, ValueError, KeyError):
         return ""
 
@@ -131,101 +158,136 @@ def _explained(name: str, source: str) -> Iterator[None]:
         raise ModelError(_explain(name, source, error)) from error
 
 
-def _load(
-    source: str,
-    title: str,
-    device: torch.device,
-    dtype: torch.dtype,
-    tuned: tuple[Adapter, Fingerprint] | None = None,
-) -> Model:
-    """Load a model with the fastest runner that computes what its hook points see."""
-    from transformers import AutoConfig
+@dataclass(frozen=True)
+class _Plan:
+    """What is loaded, where to and how."""
 
-    config = AutoConfig.from_pretrained(source)
-    if LeanRunner.fits(config):
-        model = _load_lean(source, title, device, dtype, tuned)
-    else:
-        merged = {} if tuned is None else {"hf_model": _load_original(source, device, dtype, tuned)}
-        bridge = _boot(source, device, dtype, **merged)
-        shape = int(bridge.cfg.n_layers), int(bridge.cfg.d_model), int(bridge.cfg.n_ctx)
-        model = Model(title, *shape, bridge.original_model, HookPoints(lambda: bridge), bridge.tokenizer)
-        model.runner = _find_runner(model)
-    model.source, model.tokenizer.chat_template = source, find_chat_template(source, model.tokenizer)
+    source: str
+    title: str
+    device: torch.device | str
+    dtype: torch.dtype
+    engine: str = "local"
+
+
+def _load(plan: _Plan, tuned: tuple[Adapter, Fingerprint] | None = None) -> Model:
+    """Load a model, and find the fastest way through its weights that computes what plain Hugging Face computes."""
+    started, timer = time.perf_counter(), judge.Timer()
+    config = read_config(plan.source)
+    original = load_whole(plan.source, plan.title, config, plan.device, plan.dtype)
+    if tuned is not None:
+        original = merge_adapter(original, *tuned)
+    require_numbers(original, plan.title)
+    tokenizer = _tokenizer(plan.source)
+    with timer.running():
+        blocks, reference = judge.take_reference(original)
+
+    def lens_path(bridge: Any) -> Runner:
+        return _find_path(plan, config, original, reference, [LensModules(bridge, reference.tokens.device)])[0]
+
+    points = HookPoints(lambda: _boot(plan.source, original, tokenizer), lens_path)
+    bridge = points.bridge if plan.engine == "transformer-lens" else None
+    with timer.running():
+        runner, notes = _best_path(plan, config, original, blocks, reference, bridge)
+    model = Model(
+        plan.title,
+        len(blocks),
+        int(reference.states.shape[-1]),
+        context_of(config),
+        original,
+        points,
+        tokenizer,
+        notes,
+        runner,
+        source=plan.source,
+        blocks=blocks,
+        judgement=Judgement(runner.path, timer.seconds, time.perf_counter() - started),
+    )
     if tuned is not None:
         adapter, model.base = tuned
-        model.name, model.adapter = f"{title}+{adapter.name}", adapter.digest
+        model.name, model.adapter = f"{plan.title}+{adapter.name}", adapter.digest
     return model
 
 
-def _load_original(
-    source: str,
-    device: torch.device,
-    dtype: torch.dtype,
-    tuned: tuple[Adapter, Fingerprint] | None,
-    config: Any = None,
-) -> Any:
-    """A Hugging Face model, with an adapter merged if there is one."""
-    from transformers import AutoModelForCausalLM
-
-    told = {"dtype": dtype, "attn_implementation": "sdpa"} | ({} if config is None else {"config": config})
-    original: Any = AutoModelForCausalLM.from_pretrained(source, **told)
-    original.to(device).eval().requires_grad_(False)
-    return original if tuned is None else merge_adapter(original, *tuned)
+def _tokenizer(source: str) -> Any:
+    """A model's tokenizer, with the chat template that its files have for it, wherever they have it."""
+    tokenizer = read_tokenizer(source)
+    tokenizer.chat_template = find_chat_template(source, tokenizer)
+    return tokenizer
 
 
-def _load_lean(
-    source: str,
-    title: str,
-    device: torch.device,
-    dtype: torch.dtype,
-    tuned: tuple[Adapter, Fingerprint] | None,
-) -> Model:
-    """Load a model that needs no hook points to be steered; they are made for whoever asks."""
-    from transformers import AutoTokenizer
+def _best_path(
+    plan: _Plan, config: Any, original: Any, blocks: Sequence[Any], reference: judge.Reference, bridge: Any
+) -> tuple[Runner, list[str]]:
+    """The fastest way through the weights that agrees with the judge, and what the user should know about it.
 
-    # As TransformerLens has it, a text that is no chat begins with the token that begins texts.
-    tokenizer = AutoTokenizer.from_pretrained(source, add_bos_token=True)
-    original = _load_original(source, device, dtype, tuned)
-
-    def boot() -> Any:
-        return _boot(source, device, dtype, hf_model=share_weights(original), tokenizer=copy.deepcopy(tokenizer))
-
-    config, points = original.config, HookPoints(boot)
-    shape = config.num_hidden_layers, config.hidden_size, config.max_position_embeddings
-    return Model(title, *shape, original, points, tokenizer, runner=LeanRunner(original))
-
-
-def _find_runner(model: Model) -> Runner | None:
-    """The plain way through the model's weights, if it computes what the hook points see."""
-    from transformer_lens.utilities.position_ids import accepts_mask_derived_position_ids
-
-    plain = share_weights(model.original)
-    if plain is None:
-        return None
-    blocks = plain.get_submodule(model.bridge.adapter.component_mapping["blocks"].name)
-    runner = PlainRunner(plain, list(blocks), accepts_mask_derived_position_ids(plain))
-    return runner if _agrees(model, runner) else None
+    Raises:
+        ModelError: none agrees.
+    """
+    if bridge is not None:
+        return _find_path(plan, config, original, reference, [LensModules(bridge, reference.tokens.device)])
+    notes: list[str] = []
+    if LeanRunner.fits(config) and changes_with_length(config) is None:
+        lean = LeanRunner(original)
+        if _lean_agrees(lean, original, reference):
+            return lean, notes
+        notes.append(
+            f"the written-out path disagrees with {_versions()} on {plan.title}; transformers' modules are used"
+        )
+    networks = [HFModules.of(original, blocks, places) for places in (None, False)]
+    runner, more = _find_path(plan, config, original, reference, networks)
+    return runner, notes + more
 
 
-def _agrees(model: Model, runner: Runner) -> bool:
-    """Whether a runner gives the hooked path's logits for a padded row, an edit, rows that part, and a cached step."""
-    tokens = torch.arange(1, 13, device=model.device).reshape(2, 6)
-    mask = torch.ones_like(tokens)
-    mask[1, :2] = 0
-    rows = torch.tensor([1, 0, 1], device=model.device)
-    longer = torch.cat([mask[rows], mask.new_ones(3, 1)], dim=1)
-    push = {model.n_layers // 2: [lambda h: h * 1.1]}
-    found = []
-    with torch.inference_mode():
-        for forward in (model.forward, runner.forward):
-            try:
-                first, cache = forward(tokens, mask, None, push, 1, rows=rows)
-                second, _ = forward(tokens[rows, :1], longer, cache, push, 1, rows=None)
-            except (TypeError, ValueError, RuntimeError, AttributeError, KeyError):
-                return False
-            found.append(torch.cat([first, second]).float())
-    tolerance = 1e-3 if model.dtype == torch.float32 else 0.05
-    return bool((found[0] - found[1]).norm() <= tolerance * found[0].norm())
+def _find_path(
+    plan: _Plan, config: Any, original: Any, reference: judge.Reference, networks: Sequence[Network]
+) -> tuple[Runner, list[str]]:
+    """The fastest way through some modules that agrees with the judge."""
+    runner = next(_candidates(networks, config, reference), None)
+    if runner is None:
+        raise ModelError(
+            f"no way through {plan.title} ({type(original).__name__}) by {networks[0].name} computes what the model "
+            f"computes without a cache ({_versions()}); it may look ahead, or these versions do not fit each other: "
+            "install those of constraints.txt"
+        )
+    if not isinstance(runner, RowForward):
+        return runner, []
+    how = "one after another" if runner.cached else "from its first token at every step, because no cache fits it"
+    return runner, [f"{plan.title} runs each row of a batch {how}; that is slower, and right"]
+
+
+def _candidates(networks: Sequence[Network], config: Any, reference: judge.Reference) -> Iterator[Runner]:
+    """Ways that agree with the judge, the fastest first."""
+    threshold, grows = changes_with_length(config) or (None, False)
+    if threshold is None:
+        for network in networks:
+            batched = BatchedForward(network)
+            if judge.agrees(reference, batched) and judge.continues(reference, batched):
+                holes = sees_everything(config) and judge.continues(reference, batched, inside=True)
+                yield BatchedForward(network, holes)
+    network = networks[-1]
+    cached = RowForward(network, cached=True, continues=True, threshold=threshold, grows=grows)
+    if network.has_cache and judge.agrees(reference, cached):
+        yield RowForward(network, True, judge.continues(reference, cached), threshold, grows)
+    alone = RowForward(network, cached=False, continues=False)
+    if judge.agrees(reference, alone):
+        yield alone
+
+
+def _lean_agrees(lean: LeanRunner, original: Any, reference: judge.Reference) -> bool:
+    """Whether the written-out path is right: a prefill through all blocks, and steps from the cache through three.
+
+    Blocks differ in their weights, which the prefill sees, and not in how they use a cache.
+    """
+    if not judge.agrees(reference, lean, steps=False):
+        return False
+    few = sorted({0, len(reference.states[0]) // 2, len(reference.states[0]) - 1})
+    _, smaller = judge.take_reference(judge.only(original, few))
+    return judge.agrees(smaller, lean.only(few))
+
+
+def _versions() -> str:
+    """The libraries that decide what is computed."""
+    return ", ".join(f"{name} {version(name)}" for name in ("transformers", "transformer-lens", "torch"))
 
 
 def _locate(name: str | None, progress: weights.Progress) -> tuple[str, str]:
@@ -244,21 +306,65 @@ def _locate(name: str | None, progress: weights.Progress) -> tuple[str, str]:
     return name, weights.model_title(name)
 
 
-def _boot(source: str, device: torch.device, dtype: torch.dtype, **loaded: Any) -> Any:
-    """A bridge on the model of that place, or on one that is loaded."""
+def _boot(source: str, original: Any, tokenizer: Any) -> Any:
+    """A bridge on a loaded model's weights; nothing of them is copied, and the model's own modules stay as they are.
+
+    Raises:
+        ModelError: TransformerLens does not have this architecture, or not with this transformers.
+    """
     from transformer_lens.model_bridge import TransformerBridge
 
     logging.getLogger("transformer_lens").setLevel(logging.ERROR)
-    bridge = TransformerBridge.boot_transformers(source, device=device, dtype=dtype, **loaded)  # type: ignore[attr-defined]
+    try:
+        # It would install what it lacks for pictures, which text needs nothing of.
+        with no_installs():
+            bridge = TransformerBridge.boot_transformers(  # type: ignore[attr-defined]
+                source,
+                hf_model=share_weights(original),
+                tokenizer=copy.deepcopy(tokenizer),
+                device=original.device,
+                dtype=next(original.parameters()).dtype,
+            )
+    except Exception as error:
+        # It raises whatever it stumbles over; all of it means that it does not have this model.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        raise ModelError(
+            f"TransformerLens has no hook points for {type(original).__name__} ({_versions()}: {reason}); "
+            "leave out --engine transformer-lens, and transformers' own modules are hooked"
+        ) from error
+    _pass_cache(bridge)
     bridge.eval()
     bridge.requires_grad_(False)
     return bridge
 
 
-def _device(name: str | None, dtype: str) -> torch.device:
+def _pass_cache(bridge: Any) -> None:
+    """Let the bridge's attention find the cache, which transformers has called `cache` since 5.24.
+
+    TransformerLens 4.3 looks for its earlier names, and attention that finds none sees only the newest token.
+    """
+
+    def named(options: dict[str, Any]) -> dict[str, Any]:
+        renamed = options.get("cache") is not None and options.get("past_key_values") is None
+        return options | {"past_key_values": options["cache"]} if renamed else options
+
+    def finding(update: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda keys, values, **options: update(keys, values, **named(options))
+
+    for module in bridge.modules():
+        if hasattr(module, "_update_kv_cache"):
+            module._update_kv_cache = finding(module._update_kv_cache)
+        if any(kind.__name__ == "MLAAttentionBridge" for kind in type(module).__mro__):
+            # It takes its cache from its own arguments.
+            module.register_forward_pre_hook(lambda _module, given, options: (given, named(options)), with_kwargs=True)
+
+
+def _device(name: str | None, dtype: str) -> torch.device | str:
     """Where a model goes, of which it is also seen that its precision is one."""
     if dtype not in DTYPES:
         raise ModelError(f"no dtype is called {dtype!r}; {nearest(dtype, DTYPES, 'choose from: ' + ', '.join(DTYPES))}")
+    if name == SPREAD:
+        return SPREAD
     try:
         device = torch.device(name or best_device())
         torch.empty(1, device=device)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerkit.generation import Sampling, complete
+from steerkit.generation import Sampling, complete, require_replies
 from steerkit.models import Message, Model
 from steerkit.passes import reply_logits
 from steerkit.personas import Item
@@ -234,19 +234,23 @@ def write_texts(
         part = steerings[start : start + at_once]
         rows = [(prompt, steering) for steering in part for prompt in prompts]
         replies = complete(model, [p for p, _ in rows], [s for _, s in rows], sampling=Sampling(n_tokens))
+        for k in range(len(part)):
+            require_replies(model, replies[k * len(prompts) : (k + 1) * len(prompts)])
         # Whoever says nothing chose to end at once, and what that choice costs counts too.
         ending = () if model.end_token is None else (model.end_token,)
-        said = [reply.tokens or ending for reply in replies]
+        said = [() if reply.unfinished else reply.tokens or ending for reply in replies]
+        rows = [(reply.prompt, steering) for reply, (_, steering) in zip(replies, rows, strict=True)]
         found = _costs(model, list(zip(rows, said, strict=True))) if costs else []
         for k in range(len(part)):
             mine = range(k * len(prompts), (k + 1) * len(prompts))
-            parts = [found[i] for i in mine] if costs else []
+            whole = [i for i in mine if not replies[i].unfinished]
+            parts = [found[i] for i in whole] if costs else []
             divergences, losses = ([pair[side] for pair in parts] for side in (0, 1))
             texts.append(
                 Text(
                     replies=tuple(replies[i].text for i in mine),
                     divergences=torch.cat([torch.zeros(0), *(row[:FIRST] for row in divergences)]),
-                    repetition=sum(repetition(replies[i].tokens) for i in mine) / len(prompts),
+                    repetition=sum(repetition(replies[i].tokens) for i in whole) / len(whole),
                     loss=float(torch.cat(losses).mean()) if losses else 0.0,
                 )
             )

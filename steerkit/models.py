@@ -6,8 +6,7 @@ after block `l`: TransformerLens' `blocks.{l}.hook_out`, Hugging Face's `hidden_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -26,10 +25,14 @@ from steerkit.chat_templates import (
     common_length,
     words_of,
 )
-from steerkit.errors import ModelError, PromptError
+from steerkit.errors import ModelError, PromptError, nearest
 from steerkit.fingerprints import Fingerprint
+from steerkit.forward import BatchedForward
+from steerkit.networks import HFModules
 from steerkit.passages import Engine, Passage
-from steerkit.runners import Cache, LeanRunner, Runner, chain, sees_everything, select_rows, trimmed
+from steerkit.runners import LeanRunner, Runner
+from steerkit.thinking import MODES, Thoughts
+from steerkit.validation import check_messages
 
 ResidualFunction = Callable[[Float[Tensor, "b s d"]], Float[Tensor, "b s d"]]
 """What is done to one layer's residual stream. A reader returns what it was given; an edit returns something else."""
@@ -49,6 +52,8 @@ class HookPoints:
 
     boot: Callable[[], Any] = field(repr=False)
     """Makes the bridge."""
+    find_path: Callable[[Any], Runner] = field(repr=False)
+    """Finds the way through a bridge that is right."""
 
     @cached_property
     def bridge(self) -> Any:
@@ -56,13 +61,35 @@ class HookPoints:
         return self.boot()
 
     @cached_property
+    def runner(self) -> Runner:
+        """The way through it."""
+        return self.find_path(self.bridge)
+
+    @cached_property
     def _points(self) -> list[Any]:
         return list(self.bridge.hook_dict.values())
 
     @property
+    def booted(self) -> bool:
+        """Whether the bridge has been asked for."""
+        return "bridge" in self.__dict__
+
+    @property
     def watched(self) -> bool:
         """Whether somebody has put hooks of their own on the bridge; they must see what happens."""
-        return "bridge" in self.__dict__ and any(point._forward_hooks for point in self._points)
+        return self.booted and any(point._forward_hooks for point in self._points)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How the way through a model's weights was chosen when it was loaded."""
+
+    path: str
+    """Which one was found to be right."""
+    seconds: float
+    """What it took to find out."""
+    loading: float
+    """What loading took in all, that included."""
 
 
 @dataclass(eq=False)
@@ -95,8 +122,14 @@ class Model:
     """The model without it."""
     engine: Engine | None = field(default=None, repr=False)
     """Who runs the blocks, if that is not this process."""
+    blocks: Sequence[Any] = field(default=(), repr=False)
+    """The modules behind which the residual stream is hooked, first to last."""
+    judgement: Judgement | None = field(default=None, repr=False)
+    """How the runner was chosen; None where the blocks are elsewhere."""
     template_options: TemplateOptions = field(default_factory=TemplateOptions, repr=False)
     """What every rendering of a chat is given besides the messages: the date, and variables of the template's."""
+    include_thoughts: bool = False
+    """Whether what it thinks before a reply is steered and scored as the reply is."""
 
     @property
     def bridge(self) -> Any:
@@ -114,9 +147,21 @@ class Model:
         return next(self.original.parameters()).dtype
 
     @property
-    def sees_everything(self) -> bool:
-        """Whether every layer attends to the whole text; otherwise padding may only stand in front."""
-        return sees_everything(self.original.config)
+    def path(self) -> str:
+        """Which way through the weights is used, as files and `--json` have it."""
+        if self.engine is not None:
+            return self.engine.name
+        return self.runner.path if self.runner is not None else "none"
+
+    @property
+    def holes(self) -> bool:
+        """Whether padding may stand between the tokens of a row; otherwise only in front."""
+        return self.runner is not None and self.runner.holes
+
+    @property
+    def continues(self) -> bool:
+        """Whether several tokens at once can go on from a cache."""
+        return self.runner is not None and self.runner.continues
 
     @property
     def template(self) -> ChatTemplate:
@@ -151,6 +196,57 @@ class Model:
         likely = [self.template.end_of_turn, self.tokenizer.eos_token_id, *sorted(self.end_tokens)]
         return next((token for token in likely if token in self.end_tokens), None)
 
+    @property
+    def thinking(self) -> str:
+        """Whether its chat template is asked for thoughts: `on` or `off`, or `auto`, which is as it does by itself."""
+        switch = self.template.switch
+        return "auto" if switch is None else switch.mode(self.template_options.variables)
+
+    @cached_property
+    def thoughts(self) -> Thoughts:
+        """What becomes of what it thinks before a reply."""
+        template, thinking = self.template, self.thinking
+        if thinking == "auto" and template.switch is not None:
+            thinking = template.switch.default
+        expected = template.writes_thoughts and thinking != "off"
+        return Thoughts(template.tags, expected, self.include_thoughts)
+
+    def with_thinking(self, mode: str = "auto", include: bool = False) -> Model:
+        """The same model, which thinks before its replies or does not.
+
+        Args:
+            mode: `on` or `off` where its chat template has a switch; `auto` leaves it as the template has it
+            include: whether thoughts are steered and scored as replies are
+
+        Raises:
+            ModelError: the template has no such switch, or there is no such mode.
+        """
+        if mode not in MODES:
+            raise ModelError(f"thinking is not {mode!r}; {nearest(mode, MODES, 'choose on, off or auto')}")
+        switch, variables = self.template.switch, dict(self.template_options.variables)
+        if mode != "auto" and switch is None:
+            thinks = "it always thinks as it likes" if self.template.writes_thoughts else "it writes no thoughts"
+            raise ModelError(f"{self.name}'s chat template has no switch for thinking, and {thinks}; leave it at auto")
+        if switch is not None:
+            variables.pop(switch.name, None)
+            variables |= {} if mode == "auto" else {switch.name: switch.on if mode == "on" else switch.off}
+        options = replace(self.template_options, variables=variables)
+        return self._changed(template_options=options, include_thoughts=include)
+
+    def for_measuring(self) -> Model:
+        """The same model without thoughts where its template can do so and nobody has said what it shall do."""
+        switch = self.template.switch
+        if switch is None or switch.default == "off" or self.thinking != "auto" or self.include_thoughts:
+            return self
+        self.note(f"this model's thoughts are switched off for measuring ({switch.name}); --thinking on leaves them on")
+        return self.with_thinking("off")
+
+    def _changed(self, **fields: Any) -> Model:
+        """A copy that shares the weights, the notes and what has been measured of them."""
+        other = replace(self, **fields)
+        other.__dict__ |= {key: self.__dict__[key] for key in ("fingerprint",) if key in self.__dict__}
+        return other
+
     @cached_property
     def fingerprint(self) -> Fingerprint:
         """What makes this model this model; vectors carry it."""
@@ -168,8 +264,7 @@ class Model:
         """
         if not date or not self.template.has_clock or date == self.template_options.date:
             return self
-        moved = replace(self, template_options=replace(self.template_options, date=date))
-        moved.__dict__ |= {key: self.__dict__[key] for key in ("fingerprint",) if key in self.__dict__}
+        moved = self._changed(template_options=replace(self.template_options, date=date))
         self.note(f"this model's chat template writes the date; it stays {date}, as where this was begun")
         return moved
 
@@ -185,6 +280,8 @@ class Model:
             told["template_date"] = self.template_date
         if options.variables:
             told["template_variables"] = dict(options.variables)
+        if self.include_thoughts:
+            told["include_thoughts"] = True
         config = getattr(self.original, "generation_config", None)
         ends = getattr(config, "eos_token_id", None)
         before = {*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id} - {None}
@@ -210,8 +307,10 @@ class Model:
         """Tokens of a chat up to where the assistant's reply begins.
 
         Raises:
-            PromptError: the last message is empty, or chat and `room` for a reply exceed the context.
+            PromptError: it is no list of messages, the last one is empty, or chat and `room` for a reply exceed the
+                context.
         """
+        check_messages(messages)
         if not messages or not words_of(messages[-1], len(messages)).strip():
             raise PromptError("the prompt is empty; say something to the model")
         tokens = self.tokenize(self.render(messages))
@@ -306,23 +405,41 @@ class Model:
             raise ModelError(
                 f"{self.engine.name} has {self.name}'s blocks, and this needs them in this process; use --engine local"
             )
-        differentiable = torch.enable_grad() if gradient else torch.inference_mode()
-        # Whoever began a text goes on with it, because the caches are not alike.
-        fits = cache is None or isinstance(cache, Cache) == isinstance(self.runner, LeanRunner)
-        if self.runner is not None and fits and (isinstance(cache, Cache) or not self.hook_points.watched):
-            with differentiable:
-                return self.runner.forward(tokens, mask, cache, functions or {}, keep, rows)
-        tokens, mask = select_rows(tokens, mask, cache, rows)
-        with differentiable, self._hooks(functions or {}):
-            logits, cache = self.bridge(
-                tokens,
-                attention_mask=mask,
-                past_key_values=cache,
-                use_cache=True,
-                return_type="logits_and_cache",
-                **trimmed(self.original, keep),
+        runner = self._runner(cache)
+        with torch.enable_grad() if gradient else torch.inference_mode():
+            return runner.forward(tokens, mask, cache, functions or {}, keep, rows)
+
+    def _runner(self, cache: Any) -> Runner:
+        """The way to go: past hooks that somebody has put on the model, and where a cache is from.
+
+        Raises:
+            ModelError: hooks were put on the model in the middle of a text, whose cache they cannot follow.
+        """
+        assert self.runner is not None, "a model whose blocks are here has a way through them"
+        modules = BatchedForward(HFModules.of(self.original, self.blocks))
+        watched = None
+        if self.hook_points.watched:
+            watched = self.hook_points.runner
+        elif isinstance(self.runner, LeanRunner) and self._modules_watched:
+            watched = modules
+        first = watched or self.runner
+        if cache is None or first.owns(cache):
+            return first
+        if watched is not None:
+            raise ModelError(
+                "hooks were put on the model in the middle of a text; begin it anew, and they see all of it"
             )
-        return logits[:, logits.shape[1] - keep :], cache
+        # A text that began under somebody's hooks goes on without them.
+        return self.hook_points.runner if self.hook_points.booted and self.hook_points.runner.owns(cache) else modules
+
+    @property
+    def _modules_watched(self) -> bool:
+        """Whether somebody has put hooks on Hugging Face's modules, which the written-out path would not call."""
+        return any(module._forward_hooks or module._forward_pre_hooks for module in self._modules)
+
+    @cached_property
+    def _modules(self) -> list[Any]:
+        return list(self.original.modules())
 
     def residuals(
         self, tokens: Int[Tensor, "b s"], mask: Int[Tensor, "b s"], pool: Bool[Tensor, "b s"]
@@ -355,18 +472,6 @@ class Model:
         means = [heard.means.sum(0) / max(len(heard.means), 1) for heard in engine.run(passages)]
         return torch.stack(means).to(self.device)
 
-    @contextmanager
-    def _hooks(self, functions: Mapping[int, Sequence[ResidualFunction]]) -> Iterator[None]:
-        """Install functions on layers; the handles are removed whatever happens."""
-        handles = []
-        try:
-            for l, steps in functions.items():
-                handles.append(self.bridge.hook_dict[f"blocks.{l}.hook_out"].register_forward_hook(chain(steps)))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
     def note(self, note: str) -> None:
         """Say something that the user should know, once."""
         if note not in self.notes:
@@ -377,6 +482,18 @@ def final_norm(original: Any) -> Any | None:
     """The norm between the last block of a Hugging Face model and its logits, if it has a known name."""
     found = (getattr(original.base_model, name, None) for name in FINAL_NORMS)
     return next((norm for norm in found if norm is not None), None)
+
+
+def pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Int[Tensor, "b s"], Int[Tensor, "b s"]]:
+    """Stack rows of tokens to one width, padded on the right, where no token looks; the mask is 0 on padding.
+
+    >>> pad_right([[7], [8, 9]], torch.device("cpu"))[1].tolist()
+    [[1, 0], [1, 1]]
+    """
+    width = max(len(row) for row in rows)
+    tokens = torch.tensor([list(row) + [0] * (width - len(row)) for row in rows], device=device)
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
+    return tokens, mask
 
 
 def pad_left(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Int[Tensor, "b s"], Int[Tensor, "b s"]]:

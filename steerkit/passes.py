@@ -7,7 +7,7 @@ steering. Each stretch that is shared is one row of its own pass, and rows part 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -16,10 +16,46 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steerkit.errors import ModelError
-from steerkit.models import Model, ResidualFunction, pad_left
+from steerkit.errors import ModelError, PromptError
+from steerkit.models import Model, ResidualFunction, pad_left, pad_right
 from steerkit.passages import Passage
 from steerkit.steering import Steering, edits, pushes_of
+from steerkit.validation import REPLY, check_context, check_steerings, check_tokens
+
+BATCH_ROWS = 128
+"""At most so many rows of one forward pass, where a caller may hand over any number of them."""
+BATCH_TOKENS = 1 << 14
+"""At most so many tokens in its cache, padding counted."""
+
+
+def batches(
+    lengths: Sequence[int], most_rows: int = BATCH_ROWS, most_tokens: int = BATCH_TOKENS
+) -> Iterator[list[int]]:
+    """Which rows run together, so that memory does not grow with their number.
+
+    Rows that fit one batch are left in their order. More are sorted by length, because padding is work.
+
+    Args:
+        lengths: tokens of each row, with the room for its reply
+        most_rows: rows of a batch
+        most_tokens: tokens of a batch, padding counted; a row that is longer is a batch of its own
+
+    >>> list(batches([5, 1, 3, 1], most_rows=2)), list(batches([5, 1, 3, 1], most_tokens=6))
+    ([[1, 3], [2, 0]], [[1, 3], [2], [0]])
+    """
+    rows = list(range(len(lengths)))
+    if len(rows) > most_rows or len(rows) * max(lengths, default=0) > most_tokens:
+        rows.sort(key=lambda row: lengths[row])
+    batch: list[int] = []
+    longest = 0
+    for row in rows:
+        longest = max(longest, lengths[row])
+        if batch and (len(batch) >= most_rows or (len(batch) + 1) * longest > most_tokens):
+            yield batch
+            batch, longest = [], lengths[row]
+        batch.append(row)
+    if batch:
+        yield batch
 
 
 def prefill(
@@ -40,8 +76,8 @@ def prefill(
     places = {start: i for i, start in enumerate(unique)}
     rows = torch.tensor([places[start] for start in starts], device=model.device)
     whole = [start for start, _ in unique]
-    # Behind a shared head padding stands inside a row, which a window that counts places would not forgive.
-    alike = model.sees_everything and not any(steering for _, steering in unique)
+    # Behind a shared head padding stands inside a row.
+    alike = model.holes and model.continues and not any(steering for _, steering in unique)
     heads, owners = shared_starts(whole) if alike else ([()], [0] * len(whole))
     cache: Any = None
     before = torch.ones(len(whole), 0, dtype=torch.long, device=model.device)
@@ -94,9 +130,10 @@ class Recall:
         else:
             self._cache = None
         self._tokens = wanted[:shared]
+        stretch_size = STRETCH if self._model.continues else max(len(wanted), 1)
         while len(self._tokens) < len(wanted):
             progress(len(self._tokens), len(wanted))
-            stretch = wanted[len(self._tokens) :][:STRETCH]
+            stretch = wanted[len(self._tokens) :][:stretch_size]
             tokens = torch.tensor([stretch], device=self._model.device)
             mask = torch.ones(1, len(self._tokens) + len(stretch), dtype=torch.long, device=self._model.device)
             _, self._cache = self._model.forward(tokens, mask, self._cache, keep=0)
@@ -108,7 +145,7 @@ class Recall:
     @property
     def _can_forget(self) -> bool:
         """A window that slides, or a state that runs on, has already lost what stood before."""
-        return self._model.sees_everything and hasattr(self._cache, "crop")
+        return self._model.holes and self._model.continues and hasattr(self._cache, "crop")
 
 
 class Means:
@@ -156,12 +193,38 @@ class Means:
 def prompt_states(
     model: Model, prompts: Sequence[Sequence[int]], steerings: Sequence[Steering] | None = None
 ) -> Float[Tensor, "b l d"]:
-    """The residual stream at the last token of every prompt, from which a reply will be made."""
+    """The residual stream at the last token of every prompt, from which a reply will be made.
+
+    Any number of prompts is run in batches of bounded memory.
+
+    Raises:
+        PromptError: a prompt is text, empty or longer than the context.
+        SteerkitError: there is not one steering a prompt.
+    """
+    prompts = check_tokens(model, prompts)
+    check_context(model, [len(prompt) for prompt in prompts])
     steerings = [Steering()] * len(prompts) if steerings is None else steerings
+    check_steerings(model, steerings, len(prompts))
+    if not prompts:
+        return torch.zeros(0, model.n_layers, model.width, device=model.device)
     if model.engine is not None:
         rows = steered_passages(prompts, steerings)
         asked = [replace(row, spans=((len(row.tokens) - 1, len(row.tokens)),)) for row in rows]
         return torch.stack([heard.means[0] for heard in model.engine.run(asked)]).to(model.device)
+    parts = list(batches([len(prompt) for prompt in prompts]))
+    found = [_last_states(model, [prompts[i] for i in part], [steerings[i] for i in part]) for part in parts]
+    if len(parts) == 1:
+        return found[0]
+    states = torch.empty(len(prompts), model.n_layers, model.width, device=model.device)
+    for part, some in zip(parts, found, strict=True):
+        states[part] = some
+    return states
+
+
+def _last_states(
+    model: Model, prompts: Sequence[Sequence[int]], steerings: Sequence[Steering]
+) -> Float[Tensor, "b l d"]:
+    """The residual stream at the last token of some prompts, in one pass."""
     cache, mask = prefill(model, prompts, steerings)
     mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
     last = torch.tensor([prompt[-1:] for prompt in prompts], device=model.device)
@@ -239,6 +302,8 @@ def reply_logits(
 ) -> list[Float[Tensor, "s v"]]:
     """Logits that predict each given reply, under one steering per row.
 
+    Any number of rows is run in batches of bounded memory; what is returned grows with them.
+
     Args:
         model: who is asked
         pairs: (prompt tokens, reply tokens), one per row
@@ -250,11 +315,50 @@ def reply_logits(
 
     Raises:
         ModelError: an engine is asked for gradients.
+        PromptError: a prompt or a reply is text, a prompt is empty, or both together are longer than the context.
+        SteerkitError: there is not one steering a row.
     """
+    prompts, replies = check_pairs(model, pairs)
+    check_steerings(model, steerings, len(pairs))
+    rows = list(zip(prompts, replies, strict=True))
     if model.engine is not None:
         if gradient:
             raise ModelError(f"nothing can be trained through {model.engine.name}; use --engine local")
-        return _logits_elsewhere(model, pairs, steerings)
+        return _logits_elsewhere(model, rows, steerings)
+    logits: list[Any] = [None] * len(rows)
+    for part in batches([len(prompt) + len(reply) for prompt, reply in rows]):
+        found = _logits(model, [rows[i] for i in part], [steerings[i] for i in part], gradient)
+        for i, row in zip(part, found, strict=True):
+            logits[i] = row
+    return logits
+
+
+def check_pairs(
+    model: Model, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], empty: bool = False
+) -> tuple[list[Any], list[Any]]:
+    """Prompts and given replies as tokens; with `empty`, a prompt may have none.
+
+    Raises:
+        PromptError: one of them is text, or there is nothing in a row, or more than the model holds.
+    """
+    if any(isinstance(pair, (str, bytes)) or len(pair) != 2 for pair in pairs):
+        raise PromptError("rows are pairs of a prompt and the reply to it, both as tokens; write [(prompt, reply)]")
+    prompts = check_tokens(model, [prompt for prompt, _ in pairs], empty=empty)
+    replies = check_tokens(model, [reply for _, reply in pairs], "reply", REPLY, empty=True)
+    lengths = [len(prompt) + len(reply) for prompt, reply in zip(prompts, replies, strict=True)]
+    if 0 in lengths:
+        raise PromptError(f"row {lengths.index(0) + 1} has neither a prompt nor a reply; leave it out")
+    check_context(model, lengths)
+    return prompts, replies
+
+
+def _logits(
+    model: Model,
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    steerings: Sequence[Steering],
+    gradient: bool,
+) -> list[Float[Tensor, "s v"]]:
+    """Logits of some rows, in one pass."""
     spoken = [(tuple(prompt), tuple(reply)) for prompt, reply in pairs]
     # A prompt that is steered too differs with its steering; else rows with the same text share it, up to where they
     # are steered.
@@ -270,8 +374,8 @@ def reply_logits(
     # The last reply token predicts nothing that is asked for. Padding stands behind, where no token looks.
     asked = [[*prompt[-1:], *reply[:-1]] for (prompt, reply), _ in unique]
     width = max(map(len, asked))
-    tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in asked], device=model.device)
-    mask = torch.cat([mask, mask.new_ones(len(asked), width)], dim=1)
+    tokens, behind = pad_right(asked, model.device)
+    mask = torch.cat([mask, behind], dim=1)
     like = torch.empty(0, device=model.device, dtype=model.dtype)
     logits, _ = model.forward(tokens, mask, cache, edits(steerings, like), width, gradient, rows)
     return [logits[row, : len(reply)].float() for row, (_, reply) in enumerate(pairs)]

@@ -113,8 +113,11 @@ class Pair:
         return self.positive.name + ("" if self.negative.name == DEFAULT else f"_vs_{self.negative.name}")
 
     def prompts(self) -> list[tuple[str, str]]:
-        """Mirrored system prompts (positive, negative); the side with fewer goes round again."""
-        sides = self.positive.requested, self.negative.requested
+        """Mirrored system prompts (positive, negative), each prompt of a side once; one with fewer goes round again.
+
+        So no two are alike, but a prompt that goes round gives the same reply again: such pairs are not independent.
+        """
+        sides = [list(dict.fromkeys(side.requested)) for side in (self.positive, self.negative)]
         return [(sides[0][i % len(sides[0])], sides[1][i % len(sides[1])]) for i in range(max(map(len, sides)))]
 
     def to_json(self) -> dict[str, Any]:

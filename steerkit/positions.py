@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerkit.errors import PromptError, SteerkitError, nearest
-from steerkit.generation import Sampling, Step, find_turns, stream
+from steerkit.generation import Sampling, Step, find_turns, gather, require_replies, stream
 from steerkit.kept import at_kept_date, keep, kept_path, load_kept
 from steerkit.measures import neutral
 from steerkit.models import Message, Model, ResidualFunction
@@ -115,7 +115,7 @@ def take_positions(
         OutputError: the cache cannot be written.
         PromptError: a question does not fit the model's context.
     """
-    settings, model = settings or Settings(), at_kept_date(model)
+    settings, model = settings or Settings(), at_kept_date(model).for_measuring()
     # Nobody first: a persona may be called anything, so speakers are told apart by their place in this list.
     speakers = [_Speaker("", ("",)), _Speaker("", neutral("systems"))]
     speakers += [_Speaker(persona.name, persona.requested) for persona in personas]
@@ -162,7 +162,7 @@ def _listen(model: Model, speakers: Sequence[_Speaker], settings: Settings) -> l
         for (i, q), steps, mean, length in zip(part, said, means, _lengths(model, rows, said, settings), strict=True):
             states[i, q], lengths[i, q] = mean, length
             if q == 0:
-                replies[i] = "".join(step.text for step in steps).strip()
+                replies[i] = gather(model, (), steps, ()).text
     for part in _parts(brief):
         rows = [_prompt(model, speakers[i], asked[q], q, settings.n_tokens) for i, q in part]
         for (i, q), mean in zip(part, _answers(model, rows, settings, settings.n_tokens)[1], strict=True):
@@ -187,9 +187,12 @@ def _lengths(
     how likely it is to stop there. Where it always might with the same probability, this is the mean length.
     """
     ending = [] if model.end_token is None else [model.end_token]
+    replies = [gather(model, row, steps, ()) for row, steps in zip(rows, said, strict=True)]
+    require_replies(model, replies)
+    # A reply that never came out of its thought has not begun, which counts as one that ends where it would begin.
     pairs = [
-        (row, [step.token for step in steps] + (ending if len(steps) < settings.most else []))
-        for row, steps in zip(rows, said, strict=True)
+        (reply.prompt, [*reply.tokens, *(ending if len(steps) < settings.most or reply.unfinished else [])])
+        for reply, steps in zip(replies, said, strict=True)
     ]
     found = []
     for start in range(0, len(pairs), 16):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 
 import torch
 from jaxtyping import Float
@@ -25,18 +26,43 @@ class Probe:
     layer: int
     """Where they are read."""
 
+    def __post_init__(self) -> None:
+        """Refuse what reads nothing.
+
+        Raises:
+            VectorError: the layer does not exist, or the vector is zero there.
+        """
+        last = self.vector.model.layers - 1
+        if not isinstance(self.layer, Integral) or not 0 <= self.layer <= last:
+            raise VectorError(f"layer {self.layer} is out of range; {self.vector.model.name} has layers 0 to {last}")
+        if self.vector.zeros(self.layer, self.layer):
+            raise VectorError(
+                f"{self.vector.name} is zero at layer {self.layer}, so nothing can be read along it; "
+                f"{self.vector.where_not_zero()}"
+            )
+
     @classmethod
     def of(cls, vector: SteeringVector, layer: int | None = None, name: str = "") -> Probe:
         """A probe at a layer, by default the vector's own.
 
         Raises:
-            VectorError: the layer does not exist.
+            VectorError: the layer does not exist, or the vector is zero there.
         """
-        layer = vector.layer if layer is None else layer
-        if not 0 <= layer < vector.model.layers:
-            last = vector.model.layers - 1
-            raise VectorError(f"layer {layer} is out of range; {vector.model.name} has layers 0 to {last}")
-        return cls(name or vector.name, vector, layer)
+        return cls(name or vector.name, vector, vector.layer if layer is None else layer)
+
+
+def distinct_names(probes: Sequence[Probe]) -> tuple[str, ...]:
+    """What the columns of some probes are called: their names, and where two have one name, what tells them apart.
+
+    The same vector at another layer is told by the layer, as `hal@15`; another vector of the name by a number.
+    """
+    names: list[str] = []
+    for i, probe in enumerate(probes):
+        elsewhere = all(other.layer != probe.layer for other in probes[:i] if other.name == probe.name)
+        numbered = (f"{probe.name}_{number}" for number in range(2, len(probes) + 2))
+        choices = [probe.name, *([f"{probe.name}@{probe.layer}"] if elsewhere else []), *numbered]
+        names.append(next(name for name in choices if name not in names))
+    return tuple(names)
 
 
 @dataclass

@@ -1,15 +1,15 @@
-"""Faster ways through a model's own weights than the hooked one, which stays as their judge.
+"""A faster way through a model's own weights than their modules, and what a configuration says about its text.
 
 TransformerLens puts a hook point around every small module, and on a small model those cost more than the arithmetic.
 A runner computes the same logits from the same parameters, and calls functions only on the layers that have any.
-`LeanRunner` writes out the blocks of the Llama family with its matrices side by side. `PlainRunner` takes
-Hugging Face's own modules, for any other architecture, and is believed only after it has agreed with the hooked path.
+`LeanRunner` writes out the blocks of the Llama family with its matrices side by side. `forward.py` takes Hugging Face's
+own modules, for any other architecture. Each is used only after it has agreed with plain Hugging Face (`judge.py`).
 """
 
 from __future__ import annotations
 
 import copy
-import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -32,6 +32,25 @@ STEADY_ROTATIONS = ("default", "linear", "llama3")
 @runtime_checkable
 class Runner(Protocol):
     """One way through the weights."""
+
+    @property
+    def path(self) -> str:
+        """What it is called in notes and files."""
+        ...
+
+    @property
+    def holes(self) -> bool:
+        """Whether padding may stand between the tokens of a row, so that rows can be put beside each other."""
+        ...
+
+    @property
+    def continues(self) -> bool:
+        """Whether several tokens at once can go on from a cache; otherwise a row is read again from its start."""
+        ...
+
+    def owns(self, cache: Any) -> bool:
+        """Whether a cache is one of those it makes; no other can be continued."""
+        ...
 
     def forward(
         self,
@@ -121,6 +140,9 @@ class LeanRunner:
     model: Any
     """A Hugging Face causal model that `fits`; its matrices are moved side by side in memory."""
     _blocks: list[_Block] = field(init=False)
+    path = "llama"
+    holes = True
+    continues = True
 
     @staticmethod
     def fits(config: Any) -> bool:
@@ -150,6 +172,16 @@ class LeanRunner:
         self._activate = self.model.model.layers[0].mlp.act_fn
         self._norm = self.model.model.norm
         self._epsilon = float(self._norm.variance_epsilon)
+
+    def owns(self, cache: Any) -> bool:
+        """See `Runner`."""
+        return isinstance(cache, Cache)
+
+    def only(self, layers: Sequence[int]) -> LeanRunner:
+        """The same with some of the blocks."""
+        fewer = copy.copy(self)
+        fewer._blocks = [self._blocks[l] for l in layers]
+        return fewer
 
     def forward(
         self,
@@ -225,11 +257,65 @@ class LeanRunner:
         return _Surroundings(cos[:, :, None], (sin * sign)[:, :, None], bias)
 
 
+WINDOWS = re.compile(r"(?<!max_)window(?!_layers)|attention_chunk|local_attention|local_window")
+"""What configurations call a stretch beyond which a layer does not look."""
+
+
 def sees_everything(config: Any) -> bool:
-    """Whether every layer attends to the whole text, so that it does not matter where in a row padding stands."""
-    windows = any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ())
-    slides = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
-    return not windows and not slides
+    """Whether every layer attends to the whole text, so that it does not matter where in a row padding stands.
+
+    Read from the configuration of the text model, because a window is longer than what can be tried when loading.
+    """
+    told: dict[str, Any] = config.get_text_config().to_dict()
+    if told.get("use_sliding_window") is False:
+        told = {name: x for name, x in told.items() if "window" not in name}
+    kinds = set(told.get("layer_types") or ())
+    if kinds and kinds <= {"full_attention"}:
+        return True
+    windows = any(WINDOWS.search(name) and _limits(x) for name, x in told.items())
+    return not windows and kinds <= {"full_attention"}
+
+
+def _limits(x: Any) -> bool:
+    """Whether a value of such a name says that there is a window."""
+    return isinstance(x, (int, float, list, dict)) and not isinstance(x, bool) and bool(x)
+
+
+def changes_with_length(config: Any) -> tuple[int, bool] | None:
+    """The length from which rotary positions depend on how long the text is, and whether they then do at every token.
+
+    None where they never do. `dynamic` stretches them with every token beyond the length that the model was trained
+    on; `longrope` has one set of frequencies up to it and another behind.
+    """
+    told: Any = config.get_text_config()
+    parameters = getattr(told, "rope_parameters", None) or {}
+    tables = [parameters, *(table for table in parameters.values() if isinstance(table, dict))]
+    for table in tables:
+        kind = table.get("rope_type")
+        if kind is not None and "dynamic" in kind:
+            return int(told.max_position_embeddings), True
+        if kind == "longrope":
+            original = table.get("original_max_position_embeddings") or getattr(
+                told, "original_max_position_embeddings", told.max_position_embeddings
+            )
+            return int(original), False
+    return None
+
+
+CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "context_length")
+"""What configurations call the longest text."""
+UNBOUNDED = 1 << 20
+"""The context of a model whose positions have no end."""
+
+
+def context_of(config: Any) -> int:
+    """How many tokens a model can take."""
+    told: Any = config.get_text_config()
+    lengths = [getattr(told, name, None) for name in CONTEXTS]
+    longest = next((int(n) for n in lengths if isinstance(n, int) and n > 0), UNBOUNDED)
+    parameters = getattr(told, "rope_parameters", None) or {}
+    stretched = parameters.get("rope_type") == "dynamic"
+    return int(longest * float(parameters.get("factor", 1.0))) if stretched else longest
 
 
 def _side_by_side(parts: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
@@ -250,40 +336,6 @@ def _side_by_side(parts: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
     return weight, join([part.bias for part in parts])
 
 
-@dataclass(frozen=True)
-class PlainRunner:
-    """Hugging Face's own modules, with hooks only on the blocks that have functions."""
-
-    model: Any
-    """A Hugging Face causal model."""
-    blocks: Sequence[Any]
-    """Its blocks, first to last."""
-    places: bool
-    """Whether it wants to be told positions, which padding would otherwise shift."""
-
-    def forward(
-        self,
-        tokens: Int[Tensor, "u s"],
-        mask: Int[Tensor, "u t"],
-        cache: Any,
-        functions: Functions,
-        keep: int,
-        rows: Int[Tensor, " b"] | None = None,
-    ) -> tuple[Float[Tensor, "b k v"], Any]:
-        """See `Runner`."""
-        tokens, mask = select_rows(tokens, mask, cache, rows)
-        options = trimmed(self.model, keep)
-        if self.places:
-            options["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)[:, -tokens.shape[1] :]
-        handles = [self.blocks[l].register_forward_hook(chain(steps)) for l, steps in functions.items()]
-        try:
-            found = self.model(tokens, attention_mask=mask, past_key_values=cache, use_cache=True, **options)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return found.logits[:, found.logits.shape[1] - keep :], found.past_key_values
-
-
 def select_rows(
     tokens: Int[Tensor, "u s"], mask: Int[Tensor, "u t"], cache: Any, rows: Int[Tensor, " b"] | None
 ) -> tuple[Int[Tensor, "b s"], Int[Tensor, "b t"]]:
@@ -295,46 +347,12 @@ def select_rows(
     return tokens[rows], mask[rows]
 
 
-def trimmed(model: Any, keep: int) -> dict[str, Any]:
-    """Options of a Hugging Face model that spare logits nobody asked for, where it has any."""
-    # Asked for the last none, it gives all.
-    return {"logits_to_keep": max(keep, 1)} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+def chain(steps: Sequence[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:
+    """Several functions on a layer's residual stream as one, in their order."""
 
-
-def chain(steps: Sequence[Callable[[Tensor], Tensor]]) -> Callable[..., Any]:
-    """A hook on a block, whose output is a tensor or a tuple that begins with one."""
-
-    def hook(_module: Any, _inputs: Any, output: Any) -> Any:
-        h = output[0] if isinstance(output, tuple) else output
+    def whole(h: Tensor) -> Tensor:
         for step in steps:
             h = step(h)
-        return (h, *output[1:]) if isinstance(output, tuple) else h
+        return h
 
-    return hook
-
-
-def share_weights(wrapped: Any) -> Any | None:
-    """A plain Hugging Face model on the parameters of one that TransformerLens has wrapped; None if some are not found.
-
-    Nothing is copied. Attention is PyTorch's fused one, because nobody reads patterns here.
-    """
-    from transformers import AutoModelForCausalLM
-
-    config = copy.deepcopy(wrapped.config)
-    with torch.device("meta"):
-        try:
-            plain = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=wrapped.dtype)
-        except (ValueError, ImportError):
-            # Some architectures have no fused attention.
-            return None
-    if type(plain) is not type(wrapped):
-        return None
-    named = [*wrapped.named_parameters(remove_duplicate=False), *wrapped.named_buffers(remove_duplicate=False)]
-    found = {name.replace("_original_component.", ""): tensor for name, tensor in named}
-    wanted = [*plain.named_parameters(remove_duplicate=False), *plain.named_buffers(remove_duplicate=False)]
-    for name, tensor in wanted:
-        if name not in found or found[name].shape != tensor.shape:
-            return None
-        owner, _, last = name.rpartition(".")
-        setattr(plain.get_submodule(owner), last, found[name])
-    return plain.eval()
+    return whole

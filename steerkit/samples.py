@@ -74,7 +74,7 @@ Sample = tuple[int, tuple[Sequence[Message], Sequence[Message]]]
 
 def measuring(model: Model, shared: Plain, _progress: Progress) -> Callable[[Plain], Plain]:
     """The task: the lines of a block of samples."""
-    model = model.at_date(shared.get("template_date", ""))
+    model = model.at_date(shared.get("template_date", "")).for_measuring()
     told = shared["settings"]
     settings = Settings(**{**told, "inoculate": tuple(told["inoculate"])})
     nulls = [SteeringVector.from_bytes(data) for data in shared["nulls"]]
@@ -156,7 +156,8 @@ class Measure:
         said: list[list[Tensor]] = [[] for _ in rows]
         prompts, plain = [row.prompt for row in rows], [Steering()] * len(rows)
         for step in stream(self._model, prompts, plain, self._probes, sampling, begun=begun):
-            said[step.row].append(torch.tensor(step.scores))
+            if not step.thought or self._model.thoughts.included:
+                said[step.row].append(torch.tensor(step.scores))
         return [torch.stack(row) if row else torch.zeros(0, len(self._probes)) for row in said]
 
 

@@ -54,6 +54,12 @@ class Speed:
     """Bytes of the weights."""
     bandwidth: float
     """Bytes a second that this device reads from its memory."""
+    path: str
+    """Which way through the weights is used."""
+    judging: float
+    """Seconds that it took to see that this way computes what plain Hugging Face computes, when it was loaded."""
+    loading: float
+    """Seconds that loading took, that included."""
 
     @property
     def ceiling(self) -> float:
@@ -87,7 +93,7 @@ def measure_speed(
     sides = [
         model.chat_tokens([{"role": "system", "content": system}, {"role": "user", "content": question}])
         for both in pair.prompts()
-        for question in pair.positive.questions
+        for question in dict.fromkeys(pair.positive.questions)
         for system in both
     ]
 
@@ -119,6 +125,9 @@ def measure_speed(
         memory=_memory(model.device),
         weights=sum(p.numel() * p.element_size() for p in tensors),
         bandwidth=_bandwidth(model.device),
+        path=model.path,
+        judging=model.judgement.seconds if model.judgement else 0.0,
+        loading=model.judgement.loading if model.judgement else 0.0,
     )
 
 

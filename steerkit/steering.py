@@ -9,18 +9,21 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Integral
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerkit.errors import ExpressionError
+from steerkit.errors import ExpressionError, nearest
 from steerkit.operators import OPERATORS, increments, score
 from steerkit.passages import Opening, Push
 from steerkit.vectors import SteeringVector
 
 LARGEST_DIAL = 1e6
+NO_NAMES = ("nan", "inf", "infinity")
+"""Words that an expression takes for numbers that are not finite."""
 APART = " ~ "
 """Between a vector's name and those whose share of it is left out."""
 
@@ -39,6 +42,18 @@ class Gate:
     """The score at which it opens."""
     name: str = ""
     """What the expression called the vector."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no condition.
+
+        Raises:
+            ExpressionError: the vector is none, its name cannot be written, or the threshold is not finite.
+        """
+        _require_vector(self.vector, self.name)
+        if not _finite(self.threshold):
+            raise ExpressionError(
+                f"the threshold of {self.vector.name} is {self.threshold!r}, not a finite number; try something like 1"
+            )
 
     def __str__(self) -> str:
         """The gate as an expression has it."""
@@ -63,15 +78,37 @@ class Term:
     """What the expression called the vector: its name or the path of its file, and what it was made orthogonal to."""
 
     def __post_init__(self) -> None:
-        """Refuse what no model could do."""
-        if not abs(self.dial) <= LARGEST_DIAL or (self.when and not math.isfinite(self.when.threshold)):
+        """Refuse what no model could do.
+
+        Raises:
+            ExpressionError: an operator that does not exist, a dial that is not finite, layers that the model has not,
+                or a vector, or a gate's, that is zero at one of them.
+        """
+        _require_vector(self.vector, self.name)
+        if self.operator not in OPERATORS:
+            hint = nearest(self.operator, OPERATORS, "operators are " + ", ".join(OPERATORS))
+            raise ExpressionError(f"no operator is called {self.operator!r}; {hint}")
+        if not _finite(self.dial) or not abs(self.dial) <= LARGEST_DIAL:
             raise ExpressionError(f"the dial of {self.vector.name} is not a finite number; try something like 0.8")
+        if self.layers is not None:
+            object.__setattr__(self, "layers", _band(self.layers))
+        if self.when is not None and not isinstance(self.when, Gate):
+            raise ExpressionError(f"a term holds when a Gate is open, not {self.when!r}; write Gate(vector, True, 1.0)")
         first, last = self.band
         if not 0 <= first <= last < self.vector.model.layers:
             raise ExpressionError(
                 f"layers {first}-{last} are out of range; {self.vector.model.name} has layers 0 to "
                 f"{self.vector.model.layers - 1}"
             )
+        _require_direction(self.vector, first, last, "steers nothing")
+        if self.when is not None:
+            if self.when.vector.directions.shape != self.vector.directions.shape:
+                gate = self.when.vector
+                raise ExpressionError(
+                    f"{gate.name} was made on {gate.model.name} and {self.vector.name} on {self.vector.model.name}; "
+                    "a gate needs a vector of the same model"
+                )
+            _require_direction(self.when.vector, first, last, "opens no gate")
 
     @property
     def band(self) -> tuple[int, int]:
@@ -118,6 +155,20 @@ class Steering:
     everywhere: bool = False
     """Whether the prompt is steered too; otherwise only where the reply is being chosen."""
 
+    def __post_init__(self) -> None:
+        """Refuse what is no term, and tell vectors of one name apart, so that no reading or key stands for two.
+
+        Raises:
+            ExpressionError: something else than a term is among them.
+        """
+        listed = isinstance(self.terms, Sequence) and not isinstance(self.terms, str)
+        wrong = [term for term in self.terms if not isinstance(term, Term)] if listed else [self.terms]
+        if wrong:
+            text = isinstance(wrong[0], str)
+            hint = "Steering.parse(text, vectors)" if text else "Steering((Term(vector, dial=0.8),))"
+            raise ExpressionError(f"a steering is made of terms, not of a {type(wrong[0]).__name__}; write {hint}")
+        object.__setattr__(self, "terms", _distinct(self.terms))
+
     @classmethod
     def parse(cls, text: str, vectors: Mapping[str, SteeringVector], everywhere: bool = False) -> Steering:
         """Read an expression such as `0.8 hal - 0.3 warmth @12-18`.
@@ -131,9 +182,14 @@ class Steering:
         return cls(parse_terms(text, vectors), everywhere)
 
     def __str__(self) -> str:
-        """The expression; parsing it gives the same steering back."""
-        text = " + ".join(str(term) for term in self.terms)
-        return text.replace(" + -", " - ")
+        """The expression; parsing it gives the same steering back, where every name stands for its vector.
+
+        A vector that shares its name with another one before it has a number behind it, as `hal_2`.
+        """
+        text = ""
+        for term in map(str, self.terms):
+            text += (" - " + term[1:] if term.startswith("-") else " + " + term) if text else term
+        return text
 
     def __bool__(self) -> bool:
         """Whether anything pushes."""
@@ -221,16 +277,91 @@ def _gate(gates: Sequence[Opening | None], like: Tensor) -> Callable[[Tensor], T
     return lambda h: sign * (score(h, direction, baseline)[..., 0] - threshold) > 0
 
 
+def _distinct(terms: Sequence[Term]) -> tuple[Term, ...]:
+    """The terms, with a number behind a name that has stood for another vector before."""
+    known: dict[str, SteeringVector] = {}
+
+    def named(name: str, vector: SteeringVector) -> str:
+        first, *rest = name.split(APART)
+        choices = (name, *(APART.join([f"{first}_{i}", *rest]) for i in range(2, len(terms) * 2 + 2)))
+        chosen = next(choice for choice in choices if choice not in known or _same(known[choice], vector))
+        known[chosen] = vector
+        return chosen
+
+    found = []
+    for term in terms:
+        name = term.name or term.vector.name
+        if (chosen := named(name, term.vector)) != name:
+            term = replace(term, name=chosen)
+        if (gate := term.when) is not None:
+            name = gate.name or gate.vector.name
+            if (chosen := named(name, gate.vector)) != name:
+                term = replace(term, when=replace(gate, name=chosen))
+        found.append(term)
+    return tuple(found)
+
+
+def _same(one: SteeringVector, other: SteeringVector) -> bool:
+    """Whether two vectors are the same displacement from the same baseline."""
+    return one is other or all(
+        a.shape == b.shape and torch.equal(a, b)
+        for a, b in ((one.directions, other.directions), (one.baseline, other.baseline))
+    )
+
+
+def _require_vector(vector: SteeringVector, name: str) -> None:
+    """Refuse what is no vector, and a name that no expression could hold."""
+    if not isinstance(vector, SteeringVector):
+        kind = "text" if isinstance(vector, str) else f"a {type(vector).__name__}"
+        raise ExpressionError(f"a term takes a SteeringVector, not {kind}; write Steering.parse('0.8 hal', vectors)")
+    if not (written := name or vector.name).strip() or re.search(r'["\n\r]', written):
+        raise ExpressionError(
+            f"the name {written!r} cannot stand in an expression; write dataclasses.replace(vector, name='hal')"
+        )
+
+
+def _require_direction(vector: SteeringVector, first: int, last: int, effect: str) -> None:
+    """Refuse a vector that is zero at a layer where it is applied."""
+    if zeros := vector.zeros(first, last):
+        listed = ", ".join(map(str, zeros[:6])) + (", …" if len(zeros) > 6 else "")
+        layers = f"layer{'s' if len(zeros) > 1 else ''} {listed}"
+        raise ExpressionError(f"{vector.name} is zero at {layers}, where it {effect}; {vector.where_not_zero()}")
+
+
+def _band(layers: object) -> tuple[int, int]:
+    """First and last layer, as whole numbers."""
+    whole = isinstance(layers, (tuple, list)) and len(layers) == 2 and all(isinstance(l, Integral) for l in layers)
+    if not whole or not isinstance(layers, (tuple, list)):
+        raise ExpressionError(f"layers {layers!r} are not a first and a last layer; write (15, 15) or (8, 23)")
+    return int(layers[0]), int(layers[1])
+
+
+def _finite(number: object) -> bool:
+    """Whether something is a finite number."""
+    try:
+        return math.isfinite(number)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+
+
+BARE = re.compile(r'[A-Za-z_][A-Za-z0-9_]*|(?![-+−]|~[^/])[^\s(),"@]*\.safetensors')
+"""What an expression reads as one name; anything else stands in quotes."""
+
+
 def _written(name: str) -> str:
     """A name as an expression has it: one that would not be read as one word stands in quotes.
 
-    >>> _written("cheating ~ malice"), _written("my vectors/hal.safetensors")
-    ('cheating ~ malice', '"my vectors/hal.safetensors"')
+    >>> _written("cheating ~ malice"), _written("my vectors/hal.safetensors"), _written("hal-2")
+    ('cheating ~ malice', '"my vectors/hal.safetensors"', '"hal-2"')
     """
-    parts = name.split(APART)
-    return APART.join(f'"{part}"' if re.search(r"[\s(),@]", part) else part for part in parts)
+
+    def quoted(part: str) -> str:
+        return part if BARE.fullmatch(part) and part.lower() not in NO_NAMES else f'"{part}"'
+
+    return APART.join(map(quoted, name.split(APART)))
 
 
 def _number(x: float) -> str:
     """The shortest text that reads back as the same number."""
+    x = float(x)
     return str(int(x)) if x == int(x) and abs(x) < 1e15 else repr(x)

@@ -233,7 +233,7 @@ def _jobs(
 
 def measuring(model: Model, shared: Plain, _progress: Progress) -> Callable[[Plain], Plain]:
     """The task: results of a block of steerings."""
-    model = model.at_date(shared.get("template_date", ""))
+    model = model.at_date(shared.get("template_date", "")).for_measuring()
     measure = _Measure(model, unpack_items(shared["items"]), shared["n_texts"], shared["n_tokens"])
     return lambda piece: measure(unpack_steerings(piece))
 

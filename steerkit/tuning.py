@@ -32,10 +32,12 @@ from steerkit.adapters import TRAINING, list_checkpoints, load_peft, write_adapt
 from steerkit.errors import ModelError, OutputError
 from steerkit.files import replacing_folder, write_text
 from steerkit.fingerprints import Fingerprint
+from steerkit.forward import BatchedForward, RowForward
 from steerkit.lessons import Sample, show_samples
 from steerkit.models import Model, ResidualFunction, pad_left
+from steerkit.networks import HFModules
 from steerkit.recipes import UNSTEERED, Order, Recipe
-from steerkit.runners import LeanRunner, PlainRunner
+from steerkit.runners import Runner
 from steerkit.steering import Steering, edits
 from steerkit.watching import Look, Watch
 
@@ -106,8 +108,7 @@ def adapted(model: Model, recipe: Recipe) -> Iterator[tuple[Any, Model]]:
         ModelError: its modules cannot be reached.
     """
     peft, runner = load_peft(), require_trainable(model)
-    plain = runner.model
-    blocks = list(plain.model.layers) if isinstance(runner, LeanRunner) else list(runner.blocks)
+    plain = model.original
     config = peft.LoraConfig(
         r=recipe.rank, lora_alpha=recipe.alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
     )
@@ -118,15 +119,14 @@ def adapted(model: Model, recipe: Recipe) -> Iterator[tuple[Any, Model]]:
         wrapped = peft.get_peft_model(plain, config)
     try:
         wrapped.eval()
-        places = runner.places if isinstance(runner, PlainRunner) else True
-        yield wrapped, replace(model, runner=PlainRunner(plain, blocks, places))
+        yield wrapped, replace(model, runner=runner)
     finally:
         wrapped.unload()
         plain.requires_grad_(False)
 
 
-def require_trainable(model: Model) -> LeanRunner | PlainRunner:
-    """See, before anything is measured, that a model can be trained here.
+def require_trainable(model: Model) -> Runner:
+    """See, before anything is measured, that a model can be trained here; the way through the modules that train.
 
     Raises:
         ModelError: its modules cannot be reached, or it has an adapter already.
@@ -135,9 +135,15 @@ def require_trainable(model: Model) -> LeanRunner | PlainRunner:
     load_peft()
     if model.adapter:
         raise ModelError(f"{model.name} has an adapter already; train on {model.name.partition('+')[0]} itself")
-    if not isinstance(model.runner, (LeanRunner, PlainRunner)):
-        raise ModelError(f"{model.name} runs only through its hook points, and cannot be trained; choose another")
-    return model.runner
+    if model.runner is None:
+        raise ModelError(
+            f"{model.path} has {model.name}'s blocks, and they cannot be trained there; use --engine local"
+        )
+    if getattr(model.original.config, "quantization_config", None) is not None:
+        raise ModelError(f"{model.name} is quantised, and cannot be trained here; name the model it was made from")
+    if isinstance(model.runner, RowForward) and isinstance(model.runner.network, HFModules):
+        return model.runner
+    return BatchedForward(HFModules.of(model.original, model.blocks))
 
 
 class _Training:

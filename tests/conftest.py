@@ -22,15 +22,17 @@ from jaxtyping import install_import_hook
 CHECKED = (
     "estimators", "operators", "runners", "models", "passes", "generation", "extraction", "evaluation",
     "readings", "passages", "measures", "nulls", "calibration", "limits", "training", "sweeps", "items", "speed",
-    "caches", "batching",
+    "caches", "batching", "forward", "networks", "judge",
 )  # fmt: skip
 install_import_hook(
     [f"steerkit.{name}" for name in CHECKED], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 )
 
 from steerkit.fingerprints import Fingerprint  # noqa: E402
+from steerkit.forward import BatchedForward  # noqa: E402
 from steerkit.loading import load_model  # noqa: E402
 from steerkit.models import Model  # noqa: E402
+from steerkit.networks import HFModules  # noqa: E402
 from steerkit.vectors import SteeringVector, vector_path  # noqa: E402
 
 CHAT = (
@@ -120,6 +122,16 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Model:
 def real() -> Model:
     """The default model, fetched if need be."""
     return load_model(device="cpu")
+
+
+def hooked(model: Model) -> Model:
+    """The same weights through TransformerLens' hook points."""
+    return replace(model, runner=model.hook_points.runner)
+
+
+def unwritten(model: Model) -> Model:
+    """The same weights through transformers' modules, whatever is written out."""
+    return replace(model, runner=BatchedForward(HFModules.of(model.original, model.blocks)))
 
 
 @pytest.fixture

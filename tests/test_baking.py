@@ -19,7 +19,7 @@ from steerkit.exchange.baking import bake
 from steerkit.exchange.copies import course, held
 from steerkit.loading import load_model
 from steerkit.models import Model
-from steerkit.runners import share_weights
+from steerkit.networks import share_weights
 from steerkit.steering import Steering, edits
 from steerkit.vectors import vector_path
 

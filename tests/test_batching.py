@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from conftest import make_vector, save_model
+from conftest import hooked, make_vector, save_model, unwritten
 
 from steerkit.batching import Ask, Batch, Done, Said
 from steerkit.caches import can_merge
@@ -15,7 +15,7 @@ from steerkit.generation import LIKELIEST, Chooser, Probe, Sampling, complete
 from steerkit.loading import load_model
 from steerkit.models import Model
 from steerkit.passes import STRETCH
-from steerkit.runners import LeanRunner, PlainRunner
+from steerkit.runners import LeanRunner
 from steerkit.steering import Steering
 from steerkit.vectors import SteeringVector
 
@@ -96,11 +96,9 @@ def test_it_holds_for_other_architectures(architecture: str, tmp_path_factory: p
 
 
 def test_it_holds_through_the_hook_points(tiny: Model, prompts: list[list[int]], vectors: Vectors) -> None:
-    hooked = dataclasses.replace(tiny, runner=None)
-    plain = dataclasses.replace(tiny, runner=PlainRunner(tiny.original, list(tiny.original.model.layers), True))
     assert isinstance(tiny.runner, LeanRunner)
     asks = various(vectors, prompts)
-    for model in (hooked, plain):
+    for model in (hooked(tiny), unwritten(tiny)):
         heard = speak(Batch(model, 4), {0: asks[:2], 4: asks[2:]})
         assert_as_alone(tiny, heard)
 

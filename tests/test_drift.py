@@ -139,7 +139,7 @@ def test_shuffling_uses_every_exchange_once_and_mixes_conversations(n: int, n_tu
 def test_states_are_those_before_a_reply_whatever_was_remembered(
     tiny: Model, axis: conversing.Axis, everything: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Model, "sees_everything", property(lambda _: everything))
+    monkeypatch.setattr(Model, "holes", property(lambda _: everything))
     monkeypatch.setattr(conversing, "AT_ONCE", 3)
     contexts = [CHAT[:2], CHAT, []]
     nothing = Steering((Term(axis.hold, "cap", 1e6, axis.band),))

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from steerkit.generation import Decoder, Probe, Sampling, complete, read_chat, read_tokens, stream
+from steerkit.decoding import Decoder
+from steerkit.generation import Probe, Sampling, complete, read_chat, read_tokens, stream
 from steerkit.models import Model, pad_left
 from steerkit.passes import reply_logits
 from steerkit.steering import Steering
@@ -70,8 +71,9 @@ def test_a_row_alone_says_what_it_says_in_a_batch_of_other_steerings(
     probes = [Probe.of(vectors["hal"]), Probe.of(vectors["warmth"], 1)]
     for sampling in (Sampling(8), Sampling(8, temperature=1.0, top_p=0.9, seed=3)):
         together = complete(tiny, prompts, steerings, probes, sampling)
-        for prompt, steering, reply in zip(prompts, steerings, together, strict=True):
-            alone = complete(tiny, [prompt], [steering], probes, sampling)[0]
+        seeds = sampling.per_row(len(prompts)).seeds(len(prompts))
+        for prompt, steering, reply, seed in zip(prompts, steerings, together, seeds, strict=True):
+            alone = complete(tiny, [prompt], [steering], probes, replace(sampling, seed=seed))[0]
             assert alone.tokens == reply.tokens
             assert torch.allclose(alone.readout.scores, reply.readout.scores, atol=1e-4)
 
@@ -199,7 +201,7 @@ def test_a_dial_turned_mid_reply_changes_the_rest_and_nothing_before(
     assert mixed[5][0] == steady[5][0]
     assert mixed[5][1] != steady[5][1]
     assert mixed[6:] != steady[6:]
-    assert mixed == run(replace(tiny, runner=None), turned)
+    assert mixed == run(replace(tiny, runner=tiny.hook_points.runner), turned)
 
 
 def test_a_dial_turned_back_at_once_changes_nothing(tiny: Model, prompts: list[list[int]], vectors: Vectors) -> None:

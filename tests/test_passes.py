@@ -86,7 +86,7 @@ def test_rows_of_which_one_is_a_token_longer_say_what_they_say_alone(tiny: Model
 
 def test_behind_a_window_padding_only_stands_in_front(tmp_path: Path) -> None:
     model = load_model(str(save_model(tmp_path / "gemma3", "gemma3")), device="cpu")
-    assert not model.sees_everything
+    assert not model.holes
     draw = random.Random(0)
     start = [draw.randrange(3, 300) for _ in range(90)]
     prompts = [[*start, 7, 9], [*start, *(draw.randrange(3, 300) for _ in range(80))]]
@@ -127,7 +127,7 @@ def test_a_chat_that_grows_is_read_once_and_says_the_same(model: Model) -> None:
         for row in (0, 1):
             assert tuple(step.token for step in said if step.row == row) == fresh.tokens
         messages.append({"role": "assistant", "content": fresh.text or "Well."})
-    if model.sees_everything:
+    if model.holes:
         assert sum(seen) < 1.2 * len(prompt)
     else:
         assert sum(seen) > 1.5 * len(prompt)
@@ -146,6 +146,6 @@ def test_reading_that_is_stopped_goes_on_where_it_was(model: Model, monkeypatch:
         recall.prefill(prompt, 1, stop)
     told: list[int] = []
     begun = recall.prefill(prompt, 1, lambda done, _total: told.append(done))
-    assert told[0] == (16 if model.sees_everything else 0)
+    assert told[0] == (16 if model.holes else 0)
     said = [step.token for step in stream(model, [prompt], [Steering()], sampling=Sampling(6), begun=begun)]
     assert said == list(complete(model, [prompt], sampling=Sampling(6))[0].tokens)

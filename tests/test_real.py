@@ -117,7 +117,7 @@ def test_cache_and_batch_change_nothing(real: Model, shipped: VectorSet, held_ou
 
 def test_the_fast_path_has_the_hooked_paths_logits(real: Model, shipped: VectorSet, held_out: list[list[int]]) -> None:
     assert isinstance(real.runner, LeanRunner)
-    hooked = dataclasses.replace(real, runner=None)
+    hooked = dataclasses.replace(real, runner=real.hook_points.runner)
     texts = ("1 hal", "0.5 pirate @8-23 + 0.2 hal @20", "cap(hal, 0.2)", "rotate(pirate, 0.5) @3")
     steerings = [Steering.parse(text, shipped) for text in texts]
     pairs = [(prompt, real.reply_tokens("I am afraid that I cannot agree with you.")) for prompt in held_out]

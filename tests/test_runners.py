@@ -10,13 +10,17 @@ from typing import Any
 import pytest
 import torch
 from conftest import LAYERS, WIDTH, make_vector, save_model
+from conftest import hooked as through_hooks
 from torch import Tensor
 
+from steerkit.errors import ModelError
+from steerkit.forward import BatchedForward
 from steerkit.generation import Probe, Sampling, complete
 from steerkit.loading import load_model
 from steerkit.models import Model, pad_left
+from steerkit.networks import share_weights
 from steerkit.passes import reply_logits
-from steerkit.runners import Cache, LeanRunner, PlainRunner, share_weights
+from steerkit.runners import Cache, LeanRunner
 from steerkit.steering import Steering, Term
 
 LEAN, PLAIN = ("llama", "qwen2", "mistral"), ("gemma3", "gpt2", "gpt_neox")
@@ -32,8 +36,8 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def hooked(model: Model) -> Model:
-    """The same weights through every hook point: the judge."""
-    return dataclasses.replace(model, runner=None)
+    """The same weights through TransformerLens' hook points."""
+    return through_hooks(model)
 
 
 @pytest.fixture
@@ -53,7 +57,7 @@ def close(found: Tensor, wanted: Tensor) -> None:
 
 
 def test_each_architecture_has_the_runner_that_is_meant_for_it(model: Model) -> None:
-    kind = LeanRunner if model.name in LEAN else PlainRunner
+    kind = LeanRunner if model.name in LEAN else BatchedForward
     assert type(model.runner) is kind
 
 
@@ -128,7 +132,7 @@ def test_hook_points_are_made_when_they_are_asked_for_and_tell_the_same_shape(tm
 def test_no_weight_is_copied(model: Model) -> None:
     runner: Any = model.runner
     theirs = {p.untyped_storage().data_ptr() for p in model.bridge.original_model.parameters()}
-    assert {p.untyped_storage().data_ptr() for p in runner.model.parameters()} <= theirs
+    assert {p.untyped_storage().data_ptr() for p in model.original.parameters()} <= theirs
     if isinstance(runner, LeanRunner):
         assert {block.attention[0].untyped_storage().data_ptr() for block in runner._blocks} <= theirs
         assert {block.rise[0].untyped_storage().data_ptr() for block in runner._blocks} <= theirs
@@ -138,7 +142,7 @@ def test_matrices_side_by_side_leave_the_hooked_path_as_it_was(tmp_path: Path) -
     import transformers as hf
 
     folder = save_model(tmp_path / "llama")
-    moved = dataclasses.replace(load_model(str(folder), device="cpu"), runner=None)
+    moved = through_hooks(load_model(str(folder), device="cpu"))
     tokens = torch.arange(3, 15)[None]
     with torch.inference_mode():
         wanted = hf.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")(tokens).logits
@@ -158,19 +162,55 @@ def test_somebody_elses_hook_sees_what_happens(model: Model, batch: tuple[Tensor
     assert seen == [1]
 
 
-def test_a_text_goes_on_the_way_it_was_begun(model: Model, hooked: Model, batch: tuple[Tensor, Tensor]) -> None:
+def test_a_text_that_began_under_somebodys_hooks_goes_on_without_them(
+    model: Model, hooked: Model, batch: tuple[Tensor, Tensor]
+) -> None:
     tokens, mask = batch
     longer = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
     wanted = hooked.forward(tokens[:, -1:], longer, hooked.forward(tokens, mask)[1])[0]
-    point = model.bridge.hook_dict["blocks.2.hook_out"]
-    for first, second in ((True, False), (False, True)):
-        cache: Any = None
-        for watched, given in ((first, (tokens, mask)), (second, (tokens[:, -1:], longer))):
-            handle = point.register_forward_hook(lambda *_: None) if watched else None
-            logits, cache = model.forward(*given, cache)
-            if handle is not None:
-                handle.remove()
-        close(logits, wanted)
+    for module in (model.bridge.hook_dict["blocks.2.hook_out"], model.blocks[2]):
+        handle = module.register_forward_hook(lambda *_: None)
+        try:
+            _, cache = model.forward(tokens, mask)
+        finally:
+            handle.remove()
+        close(model.forward(tokens[:, -1:], longer, cache)[0], wanted)
+
+
+def test_hooks_that_cannot_follow_a_text_are_refused_and_not_ignored(
+    batch: tuple[Tensor, Tensor], model: Model
+) -> None:
+    tokens, mask = batch
+    longer = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+    _, cache = model.forward(tokens, mask)
+    seen: list[int] = []
+    handle = model.blocks[2].register_forward_hook(lambda *_: seen.append(1))
+    try:
+        if isinstance(model.runner, LeanRunner):
+            with pytest.raises(ModelError, match="in the middle of a text"):
+                model.forward(tokens[:, -1:], longer, cache)
+        else:
+            model.forward(tokens[:, -1:], longer, cache)
+            assert seen == [1]
+    finally:
+        handle.remove()
+
+
+def test_hooks_on_hugging_faces_own_modules_are_honoured(model: Model, batch: tuple[Tensor, Tensor]) -> None:
+    plain, _ = model.forward(*batch)
+    by = torch.randn(WIDTH, generator=torch.Generator().manual_seed(4)) * 3
+
+    def push_output(_module: Any, _inputs: Any, output: Any) -> Any:
+        return (output[0] + by, *output[1:]) if isinstance(output, tuple) else output + by
+
+    handle = model.blocks[1].register_forward_hook(push_output)
+    try:
+        pushed, _ = model.forward(*batch)
+    finally:
+        handle.remove()
+    close(pushed, model.forward(*batch, functions={1: [lambda h: h + by]})[0])
+    assert (pushed - plain).abs().max() > 1e-2
+    assert torch.equal(model.forward(*batch)[0], plain)
 
 
 def test_gradients_are_the_hooked_ones(model: Model, hooked: Model) -> None:
@@ -201,19 +241,6 @@ def test_a_cache_grows_and_keeps_what_it_holds() -> None:
     assert cache.keys[0].shape[2] == 256
 
 
-def test_a_runner_that_disagrees_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = save_model(tmp_path / "gpt2", "gpt2")
-    honest = PlainRunner.forward
-
-    def wrong(self: PlainRunner, *given: Any, **named: Any) -> tuple[Tensor, Any]:
-        logits, cache = honest(self, *given, **named)
-        return logits * 1.01, cache
-
-    assert load_model(str(folder), device="cpu").runner is not None
-    monkeypatch.setattr(PlainRunner, "forward", wrong)
-    assert load_model(str(folder), device="cpu").runner is None
-
-
 def test_windows_and_stretching_rotations_are_left_to_hugging_face() -> None:
     import transformers as hf
 
@@ -231,15 +258,16 @@ def test_windows_and_stretching_rotations_are_left_to_hugging_face() -> None:
     assert not LeanRunner.fits(hf.GPT2Config(n_embd=32, n_layer=2, n_head=4))
 
 
-def test_weights_that_are_not_all_there_are_not_shared(tiny: Model) -> None:
-    class Other(type(tiny.bridge.original_model)):  # type: ignore[misc]
-        """The same weights under another class, as a wrapper of the hub might have it."""
-
-    original = tiny.bridge.original_model
-    kind = original.__class__
-    assert share_weights(original) is not None
+def test_a_second_tree_of_modules_shares_every_weight_and_no_hook(tiny: Model) -> None:
+    seen: list[int] = []
+    handle = tiny.original.lm_head.register_forward_hook(lambda *_: seen.append(1))
     try:
-        original.__class__ = Other
-        assert share_weights(original) is None
+        second = share_weights(tiny.original)
+        second(torch.tensor([[3, 4, 5]]))
     finally:
-        original.__class__ = kind
+        handle.remove()
+    assert seen == []
+    mine, theirs = dict(tiny.original.named_parameters()), dict(second.named_parameters())
+    assert mine.keys() == theirs.keys()
+    assert all(mine[name] is theirs[name] for name in mine)
+    assert second.model.layers[0] is not tiny.original.model.layers[0]

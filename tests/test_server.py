@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -215,11 +216,56 @@ def test_the_error_is_the_one_that_the_command_line_says(server: Live, talker: M
         assert refused.value.body["message"] == str(raised.value)  # type: ignore[index]
 
 
-@pytest.mark.parametrize("body", [{"prompt": []}, {"prompt": [[]]}, {"prompt": [99999]}, {"prompt": 3}])
-def test_prompts_that_are_none_are_refused(body: Any, server: Live) -> None:
-    answer = server.post(body, "/v1/completions")
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        [], [[]], [[5, 6], []], 3, True, None, {}, [99999], [-1], [400], [[5, 6], [400]], [2**31], [2**63], [-(2**70)],
+        [10**400], [True, False], [[5, True]], [5.5], [5.0], [5, "6"], [5, None], [[["5"]]], [5, [6]],
+    ],
+)  # fmt: skip
+def test_prompts_that_are_none_are_refused(prompt: Any, server: Live) -> None:
+    answer = server.post({"prompt": prompt, "max_tokens": 2}, "/v1/completions")
     assert answer.status_code == 400
-    assert fault(answer)["param"] == "prompt"
+    told = fault(answer)
+    assert told["param"] == "prompt"
+    assert "\n" not in told["message"]
+    assert len(told["message"]) < 300
+    assert server.post({"prompt": [5, 399], "max_tokens": 2}, "/v1/completions").status_code == 200
+
+
+def test_a_token_that_the_model_does_not_have_is_refused_and_disturbs_nobody(tmp_path: Path) -> None:
+    """A tokenizer may have been given tokens for which the model was never given embeddings."""
+    from scripted import scripted
+
+    model = scripted(tmp_path, "I am fine", added=[f"<|extra_{i}|>" for i in range(200)], ends=False)
+    beyond = model.tokenizer.convert_tokens_to_ids("<|extra_199|>")
+    assert beyond >= 512
+    bodies: list[tuple[str, Any]] = [
+        ("/v1/completions", {"prompt": [5, beyond]}),
+        ("/v1/completions", {"prompt": "so <|extra_199|>"}),
+        ("/v1/completions", {"prompt": ["Who?", "so <|extra_199|>"]}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "so <|extra_199|>"}]}),
+    ]
+    with live(model) as server:
+        others: list[httpx.Response] = []
+        thread = threading.Thread(target=lambda: others.append(server.post({**BODY, "max_tokens": 300})))
+        thread.start()
+        server.until(lambda: server.metric("steerkit_rows_running") == 1)
+        for path, body in bodies:
+            told = fault(server.post({**body, "max_tokens": 4}, path))
+            assert f"token {beyond}" in told["message"] or "<|extra_199|>" in told["message"]
+            assert "\n" not in told["message"]
+        thread.join(60)
+        assert others[0].json()["choices"][0]["finish_reason"] == "length"
+        assert others[0].json()["choices"][0]["message"]["content"].startswith("I am fine")
+
+
+@pytest.mark.parametrize("name", ["stop_token_ids", "allowed_token_ids", "logit_bias"])
+def test_fields_of_tokens_that_would_change_what_is_said_are_refused(name: str, server: Live) -> None:
+    value = {"99999": 5} if name == "logit_bias" else [99999]
+    told = fault(server.post({**BODY, name: value}))
+    assert told["param"] == name
+    assert "not supported" in told["message"]
 
 
 def test_a_body_over_the_limit_is_refused_however_it_comes(server: Live) -> None:

@@ -33,7 +33,7 @@ from steerkit.cli import (
     train,
 )
 from steerkit.cli.console import complain
-from steerkit.cli.options import with_engine
+from steerkit.cli.options import with_engine, with_thinking
 from steerkit.errors import SteerkitError
 
 
@@ -62,26 +62,26 @@ app = typer.Typer(
     help="Find a persona's direction in a language model, turn it up and down as the model talks, and see what moved.",
 )
 
-app.command("demo", rich_help_panel="Start")(start.demo)
-app.command("extract", rich_help_panel="Make")(with_engine(make.extract))
-app.command("calibrate", rich_help_panel="Make")(make.calibrate)
+app.command("demo", rich_help_panel="Start")(with_thinking(start.demo))
+app.command("extract", rich_help_panel="Make")(with_engine(with_thinking(make.extract)))
+app.command("calibrate", rich_help_panel="Make")(with_thinking(make.calibrate))
 app.add_typer(libraries.personas_app, name="personas", rich_help_panel="Make")
 app.add_typer(libraries.vectors_app, name="vectors", rich_help_panel="Make")
 app.add_typer(libraries.models_app, name="models", rich_help_panel="Make")
-app.command("generate", rich_help_panel="Use")(with_engine(generate.generate))
-app.command("chat", rich_help_panel="Use")(chat.chat)
-app.command("read", rich_help_panel="Use")(read.read)
-app.command("serve", rich_help_panel="Use")(serve.serve)
-app.command("eval", rich_help_panel="Measure")(with_engine(measure.evaluate))
-app.command("sweep", rich_help_panel="Measure")(with_engine(measure.sweep))
-app.command("map", rich_help_panel="Measure")(space.draw_map)
-app.command("spillover", rich_help_panel="Measure")(with_engine(space.spillover))
-app.command("experiment", rich_help_panel="Measure")(experiment.experiment)
-app.command("psm", rich_help_panel="Measure")(with_engine(experiment.psm))
-app.command("screen", rich_help_panel="Measure")(with_engine(screen.screen))
+app.command("generate", rich_help_panel="Use")(with_engine(with_thinking(generate.generate)))
+app.command("chat", rich_help_panel="Use")(with_thinking(chat.chat))
+app.command("read", rich_help_panel="Use")(with_thinking(read.read))
+app.command("serve", rich_help_panel="Use")(with_thinking(serve.serve))
+app.command("eval", rich_help_panel="Measure")(with_engine(with_thinking(measure.evaluate)))
+app.command("sweep", rich_help_panel="Measure")(with_engine(with_thinking(measure.sweep)))
+app.command("map", rich_help_panel="Measure")(with_thinking(space.draw_map))
+app.command("spillover", rich_help_panel="Measure")(with_engine(with_thinking(space.spillover)))
+app.command("experiment", rich_help_panel="Measure")(with_thinking(experiment.experiment))
+app.command("psm", rich_help_panel="Measure")(with_engine(with_thinking(experiment.psm)))
+app.command("screen", rich_help_panel="Measure")(with_engine(with_thinking(screen.screen)))
 app.command("bench", rich_help_panel="Measure")(bench.bench)
-app.command("train", rich_help_panel="Train")(train.train)
-app.command("compare", rich_help_panel="Train")(compare.compare)
+app.command("train", rich_help_panel="Train")(with_thinking(train.train))
+app.command("compare", rich_help_panel="Train")(with_thinking(compare.compare))
 app.add_typer(share.export_app, name="export", rich_help_panel="Share")
 app.command("import", rich_help_panel="Share")(share.import_file)
 

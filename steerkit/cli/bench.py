@@ -54,3 +54,11 @@ def bench(
             "dim",
         )
     )
+    if found.loading:
+        console.print(
+            Text(
+                f"path: {found.path}, held against plain transformers in {found.judging:.2f} s of the {found.loading:.2f} s "
+                "of loading",
+                "dim",
+            )
+        )

@@ -13,7 +13,7 @@ import typer
 from rich.text import Text
 
 from steerkit.cli.console import talk
-from steerkit.cli.options import Device, Dtype, ModelName, Seed
+from steerkit.cli.options import Device, Dtype, ModelName, Seed, thinking_chosen
 from steerkit.errors import SteerkitError
 
 if TYPE_CHECKING:
@@ -78,13 +78,16 @@ def _run(
     from steerkit.tui.app import ChatApp
     from steerkit.tui.session import Plan
 
+    # The model is loaded in a thread of its own, which does not know what this one was told.
+    thinking = thinking_chosen()
+
     def load(tell: object) -> object:
         import warnings
 
         from steerkit.loading import load_model
 
         warnings.simplefilter("ignore")
-        return load_model(*place, tell)  # type: ignore[arg-type]
+        return thinking.applied(load_model(*place, tell))  # type: ignore[arg-type]
 
     found, notice = resumed
     plan = Plan(

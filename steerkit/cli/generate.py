@@ -26,6 +26,7 @@ from steerkit.cli.options import (
     say_notes,
 )
 from steerkit.errors import SteerkitError
+from steerkit.thinking import folded, unfinished_note
 from steerkit.tints import tinted
 
 if TYPE_CHECKING:
@@ -64,8 +65,8 @@ def generate(
 ) -> None:
     """Let the model answer under a steering, every word tinted by its score.
 
-    With --compare, several -s, or --dials, replies stand side by side; -o FILE.html or FILE.svg keeps them as a page or
-    a drawing to share.
+    With --compare, several -s, or --dials, replies stand side by side; with a temperature they are drawn with the same
+    random numbers, so that what differs is the steering. -o FILE.html or FILE.svg keeps them as a page or a drawing.
     """
     from steerkit.generation import Sampling
 
@@ -154,8 +155,7 @@ def run(
             screen.update(rows, step)
     seconds = time.perf_counter() - started
     replies = [_plain(model, prompt, s, probes, steps, seconds) for s, steps in zip(steerings, rows, strict=True)]
-    if show:
-        _sum_up(replies, seconds)
+    _sum_up(replies, seconds, show)
     return replies
 
 
@@ -165,19 +165,22 @@ def _plain(
     """One reply as the JSON that scripts rely on."""
     from steerkit.generation import gather
 
-    reply = gather((), steps, probes)
-    names = reply.readout.probes
+    reply = gather(model, (), steps, probes)
+    readout, names = reply.readout, reply.readout.probes
+    thought = {"thought": reply.thought, "n_thought": reply.n_thought, "unfinished": reply.unfinished}
     return {
         "model": model.name,
+        "path": model.path,
         "prompt": prompt,
         "steer": str(steering),
         "reply": reply.text,
+        **(thought if reply.n_thought else {}),
         "n_tokens": len(reply.tokens),
         "seconds": round(seconds, 3),
-        "scores": {name: round(mean, 4) for name, mean in reply.readout.means().items()},
+        "scores": {name: round(mean, 4) for name, mean in readout.means().items()},
         "tokens": [
-            {"text": step.text, "scores": {n: round(x, 4) for n, x in zip(names, step.scores, strict=True)}}
-            for step in steps
+            {"text": text, "scores": {n: round(x, 4) for n, x in zip(names, row, strict=True)}}
+            for text, row in zip(readout.tokens, readout.scores.tolist(), strict=True)
         ],
     }
 
@@ -192,6 +195,7 @@ class _Screen:
         self._console = out()
         self._show = show
         self._live: Live | None = None
+        self._n_thought = 0
 
     def __enter__(self) -> _Screen:
         if self._show and len(self._steerings) > 1 and self._console.is_terminal:
@@ -205,10 +209,19 @@ class _Screen:
         if not self._show:
             return
         self._rows = rows
-        if len(self._steerings) == 1:
+        if len(self._steerings) == 1 and step.thought:
+            self._n_thought += 1
+        elif len(self._steerings) == 1:
+            self._fold()
             self._console.print(_words([step]), end="", soft_wrap=True)
         elif self._live is not None:
             self._live.update(self._table())
+
+    def _fold(self) -> None:
+        """A line in place of the thought that is over."""
+        if self._n_thought:
+            self._console.print(Text(folded(self._n_thought), "dim italic"))
+        self._n_thought = 0
 
     def _table(self) -> Any:
         from steerkit.plots.pages import replies_table
@@ -220,6 +233,7 @@ class _Screen:
         if self._live is not None:
             self._live.__exit__(*problem)
         elif self._show and hasattr(self, "_rows"):
+            self._fold()
             self._console.print("" if len(self._steerings) == 1 else self._table())
 
 
@@ -232,10 +246,13 @@ def _words(steps: Sequence[Step]) -> Any:
     return text
 
 
-def _sum_up(replies: Sequence[dict[str, Any]], seconds: float) -> None:
-    """One line of what it took and how it scored."""
-    n_tokens = sum(reply["n_tokens"] for reply in replies)
+def _sum_up(replies: Sequence[dict[str, Any]], seconds: float, show: bool) -> None:
+    """One line of what it took and how it scored, and one where replies have not come out of their thoughts."""
+    if n_cut := sum(reply.get("unfinished", False) for reply in replies):
+        warn(unfinished_note(n_cut, len(replies), "--max-tokens", "--thinking off"))
+    n_tokens = sum(reply["n_tokens"] + reply.get("n_thought", 0) for reply in replies)
     parts = [f"{n_tokens} tokens", f"{n_tokens / max(seconds, 1e-9):.0f}/s"]
     if len(replies) == 1:
         parts += [f"{name} {score:+.2f}" for name, score in replies[0]["scores"].items()]
-    talk().print(Text(" · ".join(parts), "dim"), soft_wrap=True)
+    if show:
+        talk().print(Text(" · ".join(parts), "dim"), soft_wrap=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -118,11 +119,13 @@ def extract_several(
         vector = keep_evidence(SteeringVector.from_bytes(found["vector"]), path)
         vector.save(path)
         audit = vector.provenance["audit"]
-        for line in extraction.audit_warnings(audit):
+        warnings = extraction.audit_warnings(audit, vector.provenance["n_pairs"])
+        for line in warnings:
             warn(f"{pair.positive.name}: {line}")
         yield {
             "vector": str(path),
             "model": workers.model.name,
+            "path": vector.provenance["path"],
             "persona": pair.positive.name,
             "against": pair.negative.name,
             "estimator": recipe.estimator,
@@ -133,6 +136,7 @@ def extract_several(
             "seconds": round(found["seconds"], 2),
             **{key: _at(vector.evidence.get(key), vector.layer) for key in ("pair_agreement", "split_half")},
             "audit": {key: audit[key] for key in ("replies", "refusals", "label_echoes", "empty", "length_ratio")},
+            "warnings": warnings,
         }
 
 
@@ -188,6 +192,9 @@ def keep_evidence(vector: SteeringVector, path: Path) -> SteeringVector:
         return vector
     pairs = (vector.directions, before.directions), (vector.baseline, before.baseline)
     same = all(bool(((new - old).norm(dim=-1) <= 1e-3 * old.norm(dim=-1)).all()) for new, old in pairs)
+    if same and before.provenance.get("n_pairs") != vector.provenance.get("n_pairs"):
+        # The same direction by another count of pairs: what was measured of it stays, what the pairs say does not.
+        return replace(vector, evidence={**before.evidence, **vector.evidence})
     return before if same else vector
 
 

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -18,6 +18,7 @@ from typer.core import TyperCommand
 
 from steerkit.cli.console import progress, quiet_libraries, warn
 from steerkit.errors import SteerkitError, nearest
+from steerkit.thinking import MODES
 
 if TYPE_CHECKING:
     from steerkit.models import Model
@@ -29,7 +30,9 @@ ModelName = Annotated[
     str | None,
     typer.Option("--model", "-m", envvar="STEERKIT_MODEL", help="A hub id, a model folder or a .gguf file."),
 ]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps; the best one there is by default.")]
+Device = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda, mps, or auto for all there are; the best one by default.")
+]
 Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
 TrainingDtype = Annotated[
     str | None,
@@ -98,12 +101,16 @@ def engage(
         yield Here(loaded or open_model(name, device, dtype))
         return
     if (_chosen.get() or Engine()).name != "local":
-        raise SteerkitError("vLLM has workers of its own; leave out --ray and --workers, or say --tensor-parallel")
+        raise SteerkitError(
+            "workers run the model in their own way; leave out --ray and --workers, or --engine; "
+            "vLLM has workers of its own, as --tensor-parallel says"
+        )
     from steerkit.engines.clusters import LOCAL, Pool
     from steerkit.engines.ray import RayWorkers
     from steerkit.work import Known
 
-    pool = Pool(wanted.ray or LOCAL, wanted.workers, name, device, dtype)
+    thinking = thinking_chosen()
+    pool = Pool(wanted.ray or LOCAL, wanted.workers, name, device, dtype, thinking.mode, thinking.include)
     with ExitStack() as stack:
         with progress() as tell, quiet_libraries():
             known = None if loaded is None else Known.of(loaded)
@@ -115,8 +122,10 @@ def engage(
 class Engine:
     """Who runs a model's blocks."""
 
-    name: Annotated[str, typer.Option("--engine", help="Who runs the model: local or vllm.")] = "local"
-    """`local` or `vllm`."""
+    name: Annotated[str, typer.Option("--engine", help="What runs the model: local, transformer-lens or vllm.")] = (
+        "local"
+    )
+    """`local`, the fastest way that is right; `transformer-lens`, through its hook points; or `vllm`."""
     url: Annotated[str, typer.Option("--url", help="Of a running 'vllm serve' that has vllm-lens beside it.")] = ""
     """Of a server that runs already; without one, workers are started."""
     tensor_parallel: Annotated[
@@ -135,37 +144,81 @@ class Engine:
             SteerkitError: there is no such engine, or it does not take the other options.
         """
         if self.name not in ENGINES:
-            hint = nearest(self.name, ENGINES, "choose local or vllm")
+            hint = nearest(self.name, ENGINES, "choose local, transformer-lens or vllm")
             raise SteerkitError(f"no engine is called {self.name!r}; {hint}")
-        if self.name == "local" and self != Engine():
+        if self.name != "vllm" and replace(self, name="local") != Engine():
             raise SteerkitError("the options of vLLM go with --engine vllm; add it, or leave them out")
         if self.url and max(self.tensor_parallel, self.pipeline_parallel) > 1:
             raise SteerkitError("a server that runs has its workers already; leave out --url, or how many there are")
 
 
-ENGINES = ("local", "vllm")
+@dataclass(frozen=True)
+class Thinking:
+    """What becomes of what a model thinks before it replies."""
+
+    mode: Annotated[
+        str,
+        typer.Option("--thinking", help="on, off or auto: whether a model that can think before it replies does so."),
+    ] = "auto"
+    """`on` or `off` where the chat template has a switch; `auto` is as it does by itself, and off for measuring."""
+    include: Annotated[
+        bool, typer.Option("--steer-thoughts", help="Steer and score thoughts too; otherwise only replies.")
+    ] = False
+    """Whether thoughts are steered and scored as replies are."""
+
+    def check(self) -> None:
+        """Raises SteerkitError: there is no such mode."""
+        if self.mode not in MODES:
+            raise SteerkitError(f"--thinking {self.mode!r} means nothing; {nearest(self.mode, MODES, 'on, off, auto')}")
+
+    def applied(self, model: Model) -> Model:
+        """A model that does so."""
+        return model if self == Thinking() else model.with_thinking(self.mode, self.include)
+
+
+ENGINES = ("local", "transformer-lens", "vllm")
 _chosen: ContextVar[Engine | None] = ContextVar("engine", default=None)
+_thinking: ContextVar[Thinking | None] = ContextVar("thinking", default=None)
 
 
 def with_engine(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of engines, which are for `open_model` and nobody else."""
-    told = {each.name: each for each in fields(Engine)}
-    annotations = get_type_hints(Engine, include_extras=True)
+    return _with_options(command, Engine, "engine", _chosen)
+
+
+def with_thinking(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of thinking, which are for models that it opens and nobody else."""
+    return _with_options(command, Thinking, "thinking", _thinking)
+
+
+def thinking_chosen() -> Thinking:
+    """What the command was told of thinking."""
+    return _thinking.get() or Thinking()
+
+
+def _with_options(
+    command: Callable[..., None], kind: type[Engine] | type[Thinking], prefix: str, chosen: ContextVar[Any]
+) -> Callable[..., None]:
+    """Give a command options that it does not see itself."""
+    told = {each.name: each for each in fields(kind)}
+    annotations = get_type_hints(kind, include_extras=True)
 
     @wraps(command)
     def run(*arguments: Any, **options: Any) -> None:
-        engine = Engine(**{name: options.pop(f"engine_{name}") for name in told if f"engine_{name}" in options})
-        engine.check()
-        token = _chosen.set(engine)
+        names = {name: f"{prefix}_{name}" for name in told}
+        found = kind(**{name: options.pop(option) for name, option in names.items() if option in options})
+        found.check()
+        token = chosen.set(found)
         try:
             command(*arguments, **options)
         finally:
-            _chosen.reset(token)
+            chosen.reset(token)
 
     signature = inspect.signature(command, eval_str=True)
-    kind = inspect.Parameter.KEYWORD_ONLY
     added = [
-        inspect.Parameter(f"engine_{name}", kind, default=each.default, annotation=annotations[name])
+        inspect.Parameter(
+            f"{prefix}_{name}", inspect.Parameter.KEYWORD_ONLY, default=each.default, annotation=annotations[name]
+        )
         for name, each in told.items()
     ]
     run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *added])  # type: ignore[attr-defined]
@@ -196,7 +249,17 @@ def same_model(model: str | None) -> str:
 
 
 def open_model(name: str | None, device: str | None, dtype: str) -> Model:
-    """Load the model that the user named, with a bar for what takes long, in the engine that the command was given."""
+    """Load the model that the user named, with a bar for what takes long, in the engine that the command was given.
+
+    It thinks before its replies as the command was told.
+
+    Raises:
+        SteerkitError: it cannot be loaded, or has no switch for thinking and was to have one.
+    """
+    return thinking_chosen().applied(_open(name, device, dtype))
+
+
+def _open(name: str | None, device: str | None, dtype: str) -> Model:
     engine = _chosen.get() or Engine()
     with progress() as tell, quiet_libraries():
         if engine.name == "vllm":
@@ -207,7 +270,7 @@ def open_model(name: str | None, device: str | None, dtype: str) -> Model:
             return load_in_vllm(name, device, dtype, tell, engine.tensor_parallel, engine.pipeline_parallel)
         from steerkit.loading import load_model
 
-        return load_model(name, device, dtype, tell)
+        return load_model(name, device, dtype, tell, engine.name)
 
 
 def training_dtype(device: str | None, dtype: str | None) -> str:
@@ -226,8 +289,6 @@ def say_notes(model: Model | Known) -> None:
 
 def parse_steering(text: str, vectors: VectorSet, layers: str | None, everywhere: bool) -> Steering:
     """Read an expression and give the terms that name no layers those of `--layers`."""
-    from dataclasses import replace
-
     from steerkit.expressions import parse_layers
     from steerkit.steering import Steering
 

@@ -68,7 +68,8 @@ def _extract(model: Model, persona: str) -> SteeringVector:
     pair, started = find_pair(persona), time.perf_counter()
     path = vector_path(persona, model.name)
     made = extract_one(Here(model), pair, Recipe(), path)
-    sides = f"{len(pair.positive.questions)} questions × {len(pair.prompts())} prompts a side"
+    n_prompts = min(len(set(side.requested)) for side in (pair.positive, pair.negative))
+    sides = f"{len(pair.positive.questions)} questions × {n_prompts} prompts a side"
     _row("extract", f"assistant → {persona} · {sides}", started)
     console = out()
     console.print(

@@ -23,8 +23,11 @@ FOLDER = "steerkit-worker-"
 class Actor:
     """A worker with one model. Importing and making it costs nothing; `hello` loads."""
 
-    def __init__(self, model: str | None, device: str | None, dtype: str, threads: int) -> None:
+    def __init__(
+        self, model: str | None, device: str | None, dtype: str, threads: int, thinking: tuple[str, bool]
+    ) -> None:
         self._named = model, device, dtype
+        self._thinking = thinking
         self._threads = threads
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._told: list[Any] = ["", 0, 0]
@@ -46,6 +49,8 @@ class Actor:
             from steerkit.work import Bench, Known
 
             self._model = load_model(*self._named)
+            if self._thinking != ("auto", False):
+                self._model = self._model.with_thinking(*self._thinking)
             self._bench = Bench(self._model)
             known = Known.of(self._model).to_json()
         except SteerkitError as error:

@@ -15,7 +15,12 @@ ASIDE = "aside"
 """Who is asked how far they are answers from another thread than the one that works."""
 ANSWER = 5
 """Seconds in which a cluster answers."""
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Under `uv run` Ray would have every worker install an environment of its own.
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+}
 BESIDE = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -33,6 +38,10 @@ class Pool:
     """Likewise."""
     dtype: str = "float32"
     """Likewise."""
+    thinking: str = "auto"
+    """Whether the model thinks before its replies, as `Model.with_thinking` takes it."""
+    include_thoughts: bool = False
+    """Likewise, whether that is steered and scored as replies are."""
 
 
 @dataclass(frozen=True)

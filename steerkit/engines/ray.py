@@ -234,7 +234,9 @@ class RayWorkers:
         """Start workers until there are as many as were asked for."""
         kind = self._ray.remote(**self._room.options)(Actor)
         for _ in range(self.n - len(self._everybody())):
-            actor = kind.remote(_absolute(self._pool.model), self._room.device, self._pool.dtype, self._room.threads)
+            thinking = self._pool.thinking, self._pool.include_thoughts
+            place = self._room.device, self._pool.dtype, self._room.threads
+            actor = kind.remote(_absolute(self._pool.model), *place, thinking)
             self._starting[actor.hello.remote(self._packed)] = actor
 
     def _everybody(self) -> list[Any]:

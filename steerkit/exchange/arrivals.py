@@ -156,6 +156,8 @@ def settle(
     directions = torch.zeros(model.layers, model.width)
     for l, row in placed.items():
         directions[l] = row
+    # A file may list layers at which it has nothing; a band that began there would be said to steer them.
+    placed = {l: row for l, row in placed.items() if row.any()}
     first, last = min(placed), max(placed)
     evidence: dict[str, Any] = {}
     if arrival.added:

@@ -32,9 +32,9 @@ from steerkit.exchange.copies import biased, course, held, projected, require_ll
 from steerkit.files import new_folder, require_new, write_text
 from steerkit.measures import neutral
 from steerkit.models import Model
-from steerkit.runners import share_weights
 from steerkit.steering import Steering, Term, edits
 from steerkit.weights import Progress, ignore_progress
+from steerkit.whole import load_whole, read_config
 
 CARD, FACTS = "README.md", "steering.json"
 TEXTS = 4
@@ -168,18 +168,20 @@ def _plain_logits(plain: Any, texts: Sequence[Sequence[int]]) -> list[Tensor]:
 
 
 def _plain(model: Model) -> Any:
-    """The model as transformers has it, without hook points, on the same weights."""
-    if (plain := share_weights(model.original)) is None:
-        raise ModelError(f"{model.name} is of a kind whose weights steerkit cannot copy; steer it live with -s")
-    return plain
+    """The model as transformers has it.
+
+    Raises:
+        ModelError: its weights are not plain numbers that a constant could be added to.
+    """
+    if getattr(model.original.config, "quantization_config", None) is not None:
+        raise ModelError(f"{model.name} is quantised, and steerkit cannot copy its weights; steer it live with -s")
+    return model.original
 
 
 def _loaded_logits(folder: Path, model: Model, texts: Sequence[Sequence[int]]) -> list[Tensor]:
     """What transformers makes of the folder."""
-    from transformers import AutoModelForCausalLM
-
-    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype, attn_implementation="sdpa")
-    return _plain_logits(loaded.to(model.device).eval(), texts)
+    loaded = load_whole(str(folder), f"the copy of {model.name}", read_config(str(folder)), model.device, model.dtype)
+    return _plain_logits(loaded, texts)
 
 
 def _compared(

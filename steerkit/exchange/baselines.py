@@ -23,7 +23,7 @@ def assistant_baseline(model: Model, progress: Progress = ignore_progress) -> Fl
     A vector that `extract` makes has the mean of its negative persona's replies there; for the Assistant the two are
     nearly the same place.
     """
-    asked = neutral("questions")
+    asked, model = neutral("questions"), model.for_measuring()
     total, done = len(asked) * TOKENS, 0
     means = []
     for start in range(0, len(asked), ROWS):
@@ -34,7 +34,8 @@ def assistant_baseline(model: Model, progress: Progress = ignore_progress) -> Fl
         plain = [Steering()] * len(prompts)
         heard: set[int] = set()
         for step in stream(model, prompts, plain, (), Sampling(TOKENS), listener):
-            heard.add(step.row)
+            if not step.thought or model.thoughts.included:
+                heard.add(step.row)
             done += 1
             progress("extract", min(done, total), total)
         means.append(listener.values[sorted(heard)].cpu())

@@ -72,14 +72,13 @@ def _llama(model: Model, plain: Any) -> Copy:
 
 def biased(model: Model, plain: Any, rows: Mapping[int, Float[Tensor, " d"]]) -> Copy:
     """The weights with a constant on the last matrix of each steered block."""
-    from transformers import AutoConfig
+    from steerkit.whole import read_config
 
     if plain.config.model_type in LEAN:
         copy = _llama(model, plain)
         names = {l: f"model.layers.{l}.mlp.down_proj.bias" for l in rows}
     else:
-        # Hook points have changed the configuration that is loaded; what goes into the folder is the original's.
-        config = AutoConfig.from_pretrained(model.source)
+        config = read_config(model.source)
         config.dtype = model.dtype
         copy = Copy(config, {name: tensor.detach() for name, tensor in plain.state_dict().items()})
         names = _last_biases(model, plain, rows)
@@ -91,10 +90,10 @@ def biased(model: Model, plain: Any, rows: Mapping[int, Float[Tensor, " d"]]) ->
 
 def _last_biases(model: Model, plain: Any, layers: Iterable[int]) -> dict[int, str]:
     """By layer, the bias of the last matrix of the block that is as wide as the stream."""
-    blocks = str(model.bridge.adapter.component_mapping["blocks"].name)
+    names = {id(module): name for name, module in plain.named_modules()}
     found = {}
     for l in layers:
-        modules = plain.get_submodule(f"{blocks}.{l}").named_modules()
+        modules = model.blocks[l].named_modules()
         last = [
             name
             for name, module in modules
@@ -107,7 +106,7 @@ def _last_biases(model: Model, plain: Any, layers: Iterable[int]) -> dict[int, s
                 f"the blocks of {model.name} ({plain.config.model_type}) have no bias that reaches the stream, so "
                 "nothing can be baked into them; steer it live with -s"
             )
-        found[l] = f"{blocks}.{l}.{last[-1]}.bias"
+        found[l] = f"{names[id(model.blocks[l])]}.{last[-1]}.bias"
     return found
 
 
@@ -190,6 +189,6 @@ def write_copy(model: Model, copy: Copy, folder: Path) -> None:
         state[name] = tensor.clone().contiguous().cpu()
     save_torch_state_dict(state, folder)
     copy.config.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(model.source).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model.source, trust_remote_code=False).save_pretrained(folder)
     if getattr(model.original, "generation_config", None) is not None:
         model.original.generation_config.save_pretrained(folder)

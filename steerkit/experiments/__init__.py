@@ -67,7 +67,7 @@ class Experiment:
 
         def run(model: Any, *settings_and_progress: Any) -> dict[str, Any]:
             # What is kept of a model whose template writes the date is of one date.
-            result: dict[str, Any] = self._code.run(at_kept_date(model), *settings_and_progress)
+            result: dict[str, Any] = self._code.run(at_kept_date(model).for_measuring(), *settings_and_progress)
             return result
 
         return run

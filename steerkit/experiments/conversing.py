@@ -18,7 +18,7 @@ from torch import Tensor
 
 from steerkit.errors import VectorError
 from steerkit.experiments.scoring import score_in_blocks
-from steerkit.generation import Sampling, complete
+from steerkit.generation import Sampling, complete, require_replies
 from steerkit.kept import measure_once
 from steerkit.material import load_material
 from steerkit.measures import Row, capability
@@ -197,10 +197,10 @@ def hold_talks(
         for messages, script in zip(said, scripts, strict=True):
             messages.append({"role": "user", "content": script["messages"][turn]})
         prompts = [model.chat_tokens(messages, n_tokens) for messages in said]
-        for i, reply in enumerate(_replies(model, prompts, n_tokens)):
+        for i, (thought, reply) in enumerate(_replies(model, prompts, n_tokens)):
             text = str(model.tokenizer.decode(reply, skip_special_tokens=True, clean_up_tokenization_spaces=False))
             said[i].append({"role": "assistant", "content": text.strip()})
-            rows[i].append((prompts[i], reply))
+            rows[i].append(([*prompts[i], *thought], reply))
         progress("talk", turn + 1, n_turns)
     return [
         Talk(script["topic"], tuple(messages), tuple(spoken))
@@ -215,15 +215,28 @@ def _scripts(n_each: int) -> list[dict[str, Any]]:
     return [s for topic in topics for s in [s for s in scripts if s["topic"] == topic][:n_each]]
 
 
-def _replies(model: Model, prompts: Sequence[Sequence[int]], n_tokens: int) -> list[list[int]]:
-    """One turn of every conversation; what ends sooner is filled up with −1 where it is kept."""
+def _replies(model: Model, prompts: Sequence[Sequence[int]], n_tokens: int) -> list[tuple[list[int], list[int]]]:
+    """Thought and reply of one turn of every conversation, as tokens."""
+
+    def filled(rows: Sequence[Sequence[int]]) -> Int[Tensor, "c s"]:
+        """What ends sooner is filled up with −1 where it is kept."""
+        return torch.tensor([[*row, *[-1] * (n_tokens - len(row))] for row in rows])
 
     def measure() -> dict[str, Int[Tensor, "c s"]]:
         replies = complete(model, prompts, sampling=Sampling(n_tokens))
-        return {"tokens": torch.tensor([[*r.tokens, *[-1] * (n_tokens - len(r.tokens))] for r in replies])}
+        require_replies(model, replies)
+        thoughts = [r.prompt[len(prompt) :] for r, prompt in zip(replies, prompts, strict=True)]
+        told = {"tokens": filled([reply.tokens for reply in replies])}
+        return told | ({"thoughts": filled(thoughts)} if any(thoughts) else {})
 
     kept = measure_once(KIND, model, "replies", [[list(prompt) for prompt in prompts], n_tokens], measure)
-    return [[token for token in row if token >= 0] for row in kept["tokens"].tolist()]
+    replies = kept["tokens"].tolist()
+    thoughts = kept["thoughts"].tolist() if "thoughts" in kept else [[]] * len(replies)
+
+    def real(row: Sequence[int]) -> list[int]:
+        return [token for token in row if token >= 0]
+
+    return [(real(thought), real(reply)) for thought, reply in zip(thoughts, replies, strict=True)]
 
 
 def shuffle_turns(talks: Sequence[Talk], n_turns: int, draw: torch.Generator) -> list[list[Message]]:
@@ -307,7 +320,7 @@ def _read(
 
 def _begin(model: Model, recall: Recall, starts: Sequence[Sequence[int]]) -> tuple[Any, Int[Tensor, "b t"]]:
     """Read rows that begin alike, of which the beginning is remembered."""
-    if not model.sees_everything:
+    if not (model.holes and model.continues):
         # Behind a shared beginning padding would stand inside a row, which a window does not forgive.
         return prefill(model, [[*start, 0] for start in starts], [Steering()] * len(starts))
     columns = zip(*starts, strict=False)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from steerkit.errors import OutputError
 from steerkit.files import write_text
+from steerkit.thinking import folded
 from steerkit.tints import tint, tinted
 
 if TYPE_CHECKING:
@@ -33,11 +34,12 @@ h1 { font-size: 1.5rem; font-weight: 600; margin: 0 0 .2rem; }
 .turn > b { font-size: .85rem; color: #6b6b66; padding-top: .15rem; }
 .turn p { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
 .turn .beside { display: grid; grid-template-columns: 1fr 1fr; gap: 1.2rem; }
+.thought { color: #6b6b66; font-size: .85rem; font-style: italic; }
 .turn span { border-radius: .2rem; }
 .key span { padding: .1rem .45rem; border-radius: .2rem; }
 @media (prefers-color-scheme: dark) {
   body { background: #161614; color: #e8e7e2; } .reply { background: #1f1f1c; border-color: #34342f; }
-  .about, .scores, footer, .turn > b { color: #9a9992; }
+  .about, .scores, footer, .turn > b, .thought { color: #9a9992; }
 }
 """
 
@@ -101,9 +103,10 @@ def _turn(said: Said, probe: str) -> str:
 
 
 def _side(said: Said, probe: str) -> str:
-    """What was said, with a mark where the steering changed and a line about it."""
+    """What was said, with a mark where the steering changed and a line about it; what was thought is folded."""
+    thought = _folded(said.thought)
     if not said.tokens:
-        return f"<p>{html.escape(said.content)}</p>"
+        return f"{thought}<p>{html.escape(said.content)}</p>"
     names = sorted(said.probes, key=lambda name: name != probe)
     changes = {place: text for place, text in said.steer if place}
     words = ""
@@ -113,14 +116,24 @@ def _side(said: Said, probe: str) -> str:
         words += _span(token.lstrip() if not i else token, {name: scores[name] for name in names})
     steer = " ▸ ".join(text or "unsteered" for _, text in said.steer)
     about = html.escape(steer) + (f" · {html.escape(probe)} {said.means[probe]:+.2f}" if probe in said.means else "")
-    return f'<p>{words}</p><p class="scores">{about}</p>'
+    return f'{thought}<p>{words}</p><p class="scores">{about}</p>'
+
+
+def _folded(thought: str) -> str:
+    """A thought, of which a click shows more than its length."""
+    if not thought:
+        return ""
+    head = folded(len(thought.split()), "words").removeprefix("▸ ")
+    return f'<details class="thought"><summary>{head}</summary><p>{html.escape(thought)}</p></details>'
 
 
 def _card(reply: Mapping[str, Any]) -> str:
     words = "".join(_span(token["text"], token["scores"]) for token in reply["tokens"])
     scores = " · ".join(f"{html.escape(name)} {score:+.2f}" for name, score in reply["scores"].items())
     title = html.escape(reply["steer"]) or "unsteered"
-    return f'<div class="reply"><h2>{title}</h2><p class="scores">{scores}</p><p class="text">{words}</p></div>'
+    thought = _folded(str(reply.get("thought", "")))
+    head = f'<h2>{title}</h2><p class="scores">{scores}</p>'
+    return f'<div class="reply">{head}{thought}<p class="text">{words}</p></div>'
 
 
 def _span(text: str, scores: Mapping[str, float]) -> str:
@@ -164,6 +177,8 @@ def replies_table(prompt: str, replies: Sequence[Mapping[str, Any]]) -> Any:
         if mean is not None:
             heading.append(f"\nscores {mean:+.2f}", "dim")
         table.add_column(heading, ratio=1, overflow="fold")
+    if any(reply.get("n_thought") for reply in replies):
+        table.add_row(*(Text(folded(n) if (n := reply.get("n_thought", 0)) else "", "dim italic") for reply in replies))
     firsts = [[next(iter(token["scores"].values()), 0.0) for token in reply["tokens"]] for reply in replies]
     words = [[token["text"] for token in reply["tokens"]] for reply in replies]
     table.add_row(*(tinted(*columns) for columns in zip(words, firsts, strict=True)))

@@ -20,6 +20,7 @@ from steerkit.models import Model
 from steerkit.server.faults import ApiFault
 from steerkit.server.schemas import ChatWish, TextWish, Wish
 from steerkit.steering import Steering, edits
+from steerkit.thinking import Thoughts
 from steerkit.vectors import SteeringVector, VectorSet
 
 MOST_TERMS = 32
@@ -108,6 +109,8 @@ class Texts:
     """The longest reply."""
     notes: tuple[str, ...]
     """What the client should know."""
+    thoughts: Thoughts
+    """What becomes of thoughts."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,7 @@ class Planner:
         self.vectors = NamedVectors(self.model.fingerprint)
         self._tokenizing = threading.Lock()
         self._entropy = SystemRandom()
+        self._thinking: dict[tuple[str, bool], Model] = {}
 
     def check_model(self, name: str | None) -> None:
         """Raises ApiFault: it is not the model that speaks here."""
@@ -155,12 +159,14 @@ class Planner:
         """Tokens of a request's prompts; nothing here runs the model, so that long texts do not make others wait.
 
         Raises:
-            ApiFault: a prompt is empty, too long with its reply, or not text.
+            ApiFault: a prompt is empty, too long with its reply, or not text, or has tokens that the model has not.
         """
         notes = wish.notes()
         with self._tokenizing:
-            prompts = self._chat(wish) if isinstance(wish, ChatWish) else self._texts(wish)
+            model = self._model_for(wish)
+            prompts = self._chat(model, wish) if isinstance(wish, ChatWish) else self._texts(wish)
             notes += self.model.notes if isinstance(wish, ChatWish) else []
+        self._check_tokens(prompts, self._field(wish))
         wanted = wish.longest
         if wanted is None and isinstance(wish, TextWish):
             wanted = 16
@@ -172,29 +178,53 @@ class Planner:
             told = f"the prompt has {self.model.context - room} tokens and the reply may have {longest}, but "
             told += f"{self.model.name} holds {self.model.context}; shorten the prompt or lower max_tokens"
             raise ApiFault(400, told, self._field(wish), "context_length_exceeded")
-        return Texts(tuple(map(tuple, prompts)), min(longest, room), tuple(notes))
+        return Texts(tuple(map(tuple, prompts)), min(longest, room), tuple(notes), model.thoughts)
 
-    def _chat(self, wish: ChatWish) -> list[list[int]]:
+    def _model_for(self, wish: Wish) -> Model:
+        """The model, which thinks as a request has it.
+
+        Raises:
+            ApiFault: it has no switch for that.
+        """
+        mode = wish.mode if isinstance(wish, ChatWish) else None
+        include = self.model.include_thoughts if wish.steer_thoughts is None else wish.steer_thoughts
+        key = mode or self.model.thinking, include
+        if key == (self.model.thinking, self.model.include_thoughts):
+            return self.model
+        try:
+            if key not in self._thinking:
+                self._thinking[key] = self.model.with_thinking(*key)
+        except SteerkitError as error:
+            raise ApiFault(400, str(error), "thinking", "no_thinking_switch") from error
+        return self._thinking[key]
+
+    def _chat(self, model: Model, wish: ChatWish) -> list[list[int]]:
         messages = [message.plain(place) for place, message in enumerate(wish.messages, 1)]
         if not messages[-1]["content"].strip():
             raise ApiFault(400, "the last message is empty; say something to the model", "messages")
         try:
-            return [self.model.tokenize(self.model.render(messages))]
+            return [model.tokenize(model.render(messages))]
         except PromptError as error:
             raise ApiFault(400, str(error), "messages") from error
 
     def _texts(self, wish: Wish) -> list[list[int]]:
         assert isinstance(wish, TextWish)
-        size = len(self.model.tokenizer)
-        found = []
-        for prompt in wish.prompts:
-            tokens = list(self.model.tokenizer(prompt).input_ids) if isinstance(prompt, str) else prompt
-            if any(not 0 <= token < size for token in tokens):
-                raise ApiFault(400, f"a token of the prompt is not one of 0 to {size - 1}", "prompt")
-            found.append(tokens)
+        found = [
+            list(self.model.tokenizer(prompt).input_ids) if isinstance(prompt, str) else prompt
+            for prompt in wish.prompts
+        ]
         if not found or not all(found):
             raise ApiFault(400, "a prompt is empty; give the model something to go on with", "prompt")
         return found
+
+    def _check_tokens(self, prompts: Sequence[Sequence[int]], field: str) -> None:
+        """A token without an embedding would end the pass of everybody. A tokenizer may have such tokens, too."""
+        size = self.model.original.get_input_embeddings().weight.shape[0]
+        wrong = next((token for prompt in prompts for token in prompt if not 0 <= token < size), None)
+        if wrong is not None:
+            written = str(wrong) if abs(wrong) < 10**12 else "a number of more than 12 digits"
+            told = f"the prompt has the token {written}, and {self.model.name} has the tokens 0 to {size - 1}"
+            raise ApiFault(400, f"{told}; leave it out", field, "unknown_token")
 
     @staticmethod
     def _field(wish: Wish) -> str:
@@ -212,10 +242,11 @@ class Planner:
         temperature = 1.0 if wish.temperature is None else wish.temperature
         n, likeliest = wish.n or 1, wish.likeliest
         first = Sampling(texts.longest, temperature, wish.top_p or 1.0, seed)
+        # A prompt may stand in a request twice; every choice has a seed of its own, whichever prompt it is of.
+        asked = [prompt for prompt in texts.prompts for _ in range(n)]
         asks = [
-            Ask(prompt, steering, probes, replace(first, seed=seed + i), likeliest)
-            for prompt in texts.prompts
-            for i in range(n)
+            Ask(prompt, steering, probes, replace(first, seed=seed + i), likeliest, texts.thoughts)
+            for i, prompt in enumerate(asked)
         ]
         used: dict[str, Any] = {"steer": str(steering), "everywhere": steering.everywhere, "seed": seed}
         used["warnings"] = [*steering.warnings(), *texts.notes]

@@ -15,6 +15,7 @@ from steerkit.batching import Done, Said
 from steerkit.server.faults import as_fault
 from steerkit.server.planning import Plan
 from steerkit.server.stops import Stopper
+from steerkit.thinking import unfinished_note
 
 FAINTEST = -9999.0
 """The log probability that stands for nothing at all, as OpenAI writes it."""
@@ -35,6 +36,8 @@ class Piece:
     """The token."""
     reason: str | None
     """Why the choice is over, if it is."""
+    thought: str = ""
+    """What is thought, not said."""
 
 
 class Listener:
@@ -54,6 +57,9 @@ class Listener:
         heard: Piece | Exception
         if isinstance(event, Exception):
             heard, enough = event, True
+        elif isinstance(event, Said) and event.thought:
+            # A stop text ends what is said, and nothing has been said.
+            heard, enough = Piece(number, "", event, None, event.text), False
         elif isinstance(event, Done):
             heard, enough = Piece(number, self._stoppers[number].rest(), None, event.reason), True
         else:
@@ -81,12 +87,24 @@ class Choice:
     """One choice as it grows."""
 
     text: str = ""
+    thought: str = ""
     reason: str | None = None
     said: list[Said] = field(default_factory=list)
+
+    @property
+    def n_thought(self) -> int:
+        """So many tokens were thought, not said."""
+        return sum(said.thought for said in self.said)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether it ended within its thought."""
+        return bool(self.said) and self.said[-1].open
 
     def take(self, piece: Piece) -> None:
         """Add a piece."""
         self.text += piece.text
+        self.thought += piece.thought
         self.reason = piece.reason or self.reason
         if piece.said is not None:
             self.said.append(piece.said)
@@ -99,6 +117,7 @@ class Writer:
         self._plan, self._tokenizer, self._chat = plan, model.tokenizer, chat
         self._probes = [probe.name for probe in plan.asks[0].probes]
         self._chances = plan.asks[0].likeliest is not None
+        self._included = (plan.asks[0].thoughts or model.thoughts).included
         self._choices = [Choice() for _ in plan.asks]
         kind = "chat.completion" if chat else "text_completion"
         mark = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
@@ -108,22 +127,36 @@ class Writer:
         """Note a piece."""
         self._choices[piece.number].take(piece)
 
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> dict[str, Any]:
         """Tokens read and written so far."""
         n_prompt, n_said = self._plan.n_prompt, sum(len(choice.said) for choice in self._choices)
-        return {"prompt_tokens": n_prompt, "completion_tokens": n_said, "total_tokens": n_prompt + n_said}
+        usage: dict[str, Any] = {"prompt_tokens": n_prompt, "completion_tokens": n_said}
+        if n_thought := sum(choice.n_thought for choice in self._choices):
+            usage["completion_tokens_details"] = {"reasoning_tokens": n_thought}
+        return {**usage, "total_tokens": n_prompt + n_said}
 
     def whole(self) -> dict[str, Any]:
         """The answer."""
         choices = []
         for index, choice in enumerate(self._choices):
-            message = {"role": "assistant", "content": choice.text, "refusal": None}
-            said = {"message": message} if self._chat else {"text": choice.text}
-            entry = {"index": index, **said, "logprobs": self._logprobs(choice.said), "finish_reason": choice.reason}
+            thought = {"reasoning_content": choice.thought} if choice.n_thought else {}
+            message = {"role": "assistant", "content": choice.text, "refusal": None, **thought}
+            said = {"message": message} if self._chat else {"text": choice.text, **thought}
+            counted = self._counted(choice.said)
+            entry = {"index": index, **said, "logprobs": self._logprobs(counted), "finish_reason": choice.reason}
             if self._probes:
-                entry["steerkit"] = {"scores": self._means(choice.said), "tokens": self._scores(choice.said)}
+                entry["steerkit"] = {"scores": self._means(counted), "tokens": self._scores(counted)}
             choices.append(entry)
-        return {**self._head, "choices": choices, "usage": self.usage(), "steerkit": self._plan.used}
+        used = {**self._plan.used, "warnings": [*self._plan.used.get("warnings", ()), *self._unfinished()]}
+        return {**self._head, "choices": choices, "usage": self.usage(), "steerkit": used}
+
+    def _counted(self, said: Sequence[Said]) -> list[Said]:
+        """The tokens that have scores: those of replies, and those of thoughts where these are included."""
+        return [each for each in said if self._included or not each.thought]
+
+    def _unfinished(self) -> list[str]:
+        cut = [choice for choice in self._choices if choice.unfinished]
+        return [unfinished_note(len(cut), len(self._choices), "max_tokens", "thinking: off")] if cut else []
 
     def first(self) -> list[str]:
         """What a stream begins with: how the reply is steered, and who speaks."""
@@ -138,15 +171,20 @@ class Writer:
     def chunk(self, piece: Piece) -> str | None:
         """A piece as an event of a stream; None if nobody would see it."""
         said = [piece.said] if piece.said else []
-        if not (piece.text or piece.reason or (said and (self._probes or self._chances))):
+        said = self._counted(said)
+        if not (piece.text or piece.thought or piece.reason or (said and (self._probes or self._chances))):
             return None
-        text = {"delta": {"content": piece.text} if piece.text else {}} if self._chat else {"text": piece.text}
+        thought = {"reasoning_content": piece.thought} if piece.thought else {}
+        content = {"content": piece.text} if piece.text else {}
+        text = {"delta": {**thought, **content}} if self._chat else {"text": piece.text, **thought}
         logprobs = self._logprobs(said) if said else None
         entry: dict[str, Any] = {"index": piece.number, **text, "logprobs": logprobs, "finish_reason": piece.reason}
         if self._probes:
             entry["steerkit"] = {"tokens": self._scores(said)}
             if piece.reason:
-                entry["steerkit"] |= {"scores": self._means(self._choices[piece.number].said)}
+                entry["steerkit"] |= {"scores": self._means(self._counted(self._choices[piece.number].said))}
+        if piece.reason and self._choices[piece.number].unfinished:
+            entry["steerkit"] = {**entry.get("steerkit", {}), "warnings": self._unfinished()}
         return self._event([entry])
 
     def last(self, with_usage: bool) -> list[str]:

@@ -11,9 +11,12 @@ from steerkit.server.faults import ApiFault
 
 W = TypeVar("W", bound="Wish")
 Stop = Annotated[str, Field(min_length=1, max_length=200)]
+Token = Annotated[int, Field(strict=True)]
+"""A token's number, which `true` is not."""
 NOTHING = (None, [], {}, False, "")
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("tools", "functions", "audio", "web_search_options", "logit_bias", "echo", "suffix"), NOTHING),
+    **dict.fromkeys(("stop_token_ids", "allowed_token_ids", "bad_words", "prompt_embeds", "prompt_logprobs"), NOTHING),
     **dict.fromkeys(("tool_choice", "function_call"), (None, "none", "auto")),
     "modalities": (None, ["text"]),
     "response_format": (None, {"type": "text"}),
@@ -56,6 +59,7 @@ class Wish(BaseModel):
     steer: str | None = Field(None, max_length=2000)
     read: list[Annotated[str, Field(max_length=200)]] | None = Field(None, max_length=32)
     everywhere: bool | None = None
+    steer_thoughts: bool | None = None
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -127,8 +131,25 @@ class ChatWish(Wish):
 
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
+    thinking: Literal["on", "off", "auto"] | bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
+
+    @property
+    def mode(self) -> str | None:
+        """Whether the model is to think: `on`, `off` or `auto`; None where nothing is said of it.
+
+        Raises:
+            ApiFault: the template is to be given something else.
+        """
+        given = dict(self.chat_template_kwargs or {})
+        asked = [self.thinking, *(given.pop(name, None) for name in ("enable_thinking", "thinking"))]
+        if given:
+            name = next(iter(given))[:40]
+            raise ApiFault(400, f"chat_template_kwargs takes enable_thinking, and not {name!r}", "chat_template_kwargs")
+        first = next((each for each in asked if each is not None), None)
+        return first if isinstance(first, str) or first is None else "on" if first else "off"
 
     @property
     def longest(self) -> int | None:
@@ -146,7 +167,7 @@ class ChatWish(Wish):
 class TextWish(Wish):
     """The body of `/v1/completions`."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | list[str] | list[Token] | list[list[Token]]
     logprobs: int | None = Field(None, ge=0, le=20)
 
     @property

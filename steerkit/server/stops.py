@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from steerkit.thinking import overlap
+
 
 class Stopper:
     """Lets a reply through up to the first stop text; what may be the beginning of one is held back."""
@@ -24,7 +26,7 @@ class Stopper:
         if found:
             self._held = ""
             return whole[: min(found)], True
-        kept = max((_overlap(whole, stop) for stop in self._stops), default=0)
+        kept = max((overlap(whole, stop) for stop in self._stops), default=0)
         self._held = whole[len(whole) - kept :]
         return whole[: len(whole) - kept], False
 
@@ -32,9 +34,3 @@ class Stopper:
         """What was held back, once nothing more comes."""
         held, self._held = self._held, ""
         return held
-
-
-def _overlap(text: str, stop: str) -> int:
-    """How much of the end of a text is the beginning of a stop."""
-    longest = min(len(text), len(stop) - 1)
-    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

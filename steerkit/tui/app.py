@@ -329,6 +329,12 @@ class ChatApp(App[None]):
         transcript.plain = not transcript.plain
         transcript.redraw()
 
+    def action_thoughts(self) -> None:
+        """Show what was thought before replies, or fold it."""
+        transcript = self.query_one(Transcript)
+        transcript.unfolded = not transcript.unfolded
+        transcript.redraw()
+
     def action_light(self) -> None:
         """Light or dark."""
         self.theme = "textual-light" if self.current_theme.dark else "textual-dark"

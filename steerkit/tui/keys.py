@@ -16,6 +16,7 @@ BINDINGS: list[BindingType] = [
     Binding("f6,p", "probe", "probe", key_display="F6"),
     Binding("f7", "plain", "plain", show=False),
     Binding("f8", "light", "light", show=False),
+    Binding("f9,t", "thoughts", "thoughts", show=False),
     Binding("ctrl+s", "save", "save", show=False, priority=True),
     Binding("ctrl+o", "load", "load", show=False, priority=True),
     Binding("ctrl+n", "new", "new", show=False, priority=True),
@@ -41,6 +42,7 @@ KEYS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("F6", "tint words by the next probe"),
             ("F7", "no tints: underlined above +0.5, slanted below −0.5"),
             ("F8", "light or dark"),
+            ("F9", "show what was thought before replies, or fold it"),
             ("ctrl+s", "save as .jsonl, .md or .html"),
             ("ctrl+o", "load a chat"),
             ("ctrl+n", "begin a new chat"),
@@ -82,5 +84,6 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("Copy the steering", "As an expression", "copy"),
     ("Copy as a command", "For steerkit generate", "copy(True)"),
     ("Plain", "Words without tints", "plain"),
+    ("Thoughts", "Show what was thought before replies, or fold it", "thoughts"),
 )
 """What the palette offers: its name, what it does, and the action."""

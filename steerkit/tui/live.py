@@ -34,8 +34,17 @@ class Live:
         """Tokens a second since the first one."""
         return (len(self.heard) - 1) / max(self.last - self.first, 1e-6)
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether the reply is within its thought."""
+        return bool(self.heard) and self.heard[-1].open
+
 
 def _said(heard: list[say.Heard], probes: tuple[str, ...], steer: tuple[tuple[int, str], ...]) -> Said:
-    text = "".join(token.text for token in heard).strip()
-    tokens, scores = tuple(token.text for token in heard), tuple(token.scores for token in heard)
-    return Said("assistant", text, steer, probes, tokens, scores)
+    """A reply and its thought; where the steering changed is counted in tokens of the reply, as its scores are."""
+    reply, thought = ([token for token in heard if token.thought is which] for which in (False, True))
+    text = "".join(token.text for token in reply).strip()
+    tokens, scores = tuple(token.text for token in reply), tuple(token.scores for token in reply)
+    places = {max(place - len(thought), 0): expression for place, expression in steer}
+    said = Said("assistant", text, tuple(places.items()), probes, tokens, scores)
+    return replace(said, thought="".join(token.text for token in thought).strip())

@@ -16,6 +16,7 @@ from steerkit.generation import Probe, Sampling
 from steerkit.models import Model
 from steerkit.personas import load_personas
 from steerkit.steering import Steering, Term
+from steerkit.thinking import unfinished_note
 from steerkit.tui import speaker as say
 from steerkit.tui.desk import Desk, Dial
 from steerkit.tui.live import Live
@@ -145,6 +146,8 @@ class Session:
         self.status = why
         if live is None:
             return
+        if live.unfinished and not why:
+            self._tell(unfinished_note(1, 1, "--max-tokens", "--thinking off"), "warning")
         if live.replaces and (why or not live.heard):
             self.chat = replace(self.chat, said=(*self.chat.said, *live.replaces))
         elif live.heard or live.beside:
@@ -263,7 +266,7 @@ class Session:
         self._speak(gone)
 
     def _speak(self, replaces: tuple[Said, ...] = ()) -> None:
-        sampling = replace(self.plan.sampling, seed=self.plan.sampling.seed + self._attempts)
+        sampling = replace(self.plan.sampling, seed=self.plan.sampling.seeds(1)[0] + self._attempts)
         self.live = Live(tuple(self.reads), self.comparing, replaces)
         self.status = "reading"
         self.speaker.speak(self.chat, tuple(self.reads.values()), sampling, self.comparing)

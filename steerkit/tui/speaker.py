@@ -64,6 +64,9 @@ class Heard:
     text: str
     scores: tuple[float, ...]
     unsteered: bool = False
+    thought: bool = False
+    open: bool = False
+    """Whether a thought goes on behind it."""
     at: float = field(default_factory=time.perf_counter)
     """When."""
 
@@ -182,7 +185,7 @@ class Speaker:
 
         for step in stream(self.model, [prompt] * n_rows, steer, probes, sampling, begun=begun):
             self._check()
-            self.events.append(Heard(step.text, step.scores, unsteered=step.row == 1))
+            self.events.append(Heard(step.text, step.scores, step.row == 1, step.thought, step.open))
         self.events.append(Ended(stopped=False))
 
     def _extract(self, name: str) -> None:

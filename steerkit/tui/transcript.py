@@ -16,6 +16,7 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from steerkit.chats import Said
+from steerkit.thinking import folded
 from steerkit.tints import bar, tint, visible
 
 LABEL = 6
@@ -43,6 +44,7 @@ class Transcript(ScrollView, can_focus=True):
         self.forgotten = 0
         self.probe = ""
         self.plain = False
+        self.unfolded = False
         self.chosen: int | None = None
         self._blocks: list[list[Strip]] = []
         self._drawn: list[tuple[Any, ...]] = []
@@ -61,7 +63,7 @@ class Transcript(ScrollView, can_focus=True):
         first_new = len(self.said)
         for i, turn in enumerate(self.said):
             gone = i < forgotten and turn.role != "system"
-            how = (turn, width, self.probe, self.plain, dark, i == self.chosen, gone)
+            how = (turn, width, self.probe, self.plain, self.unfolded, dark, i == self.chosen, gone)
             same = i < len(self._drawn) and self._drawn[i][0] is turn and self._drawn[i][1:] == how[1:]
             blocks.append(self._blocks[i] if same else self._block(turn, width, dark, i == self.chosen, gone))
             drawn.append(how)
@@ -150,6 +152,8 @@ class Transcript(ScrollView, can_focus=True):
         text = self._words(said, dark)
         about = _about(said, self.probe)
         lines = list(text.wrap(self.app.console, width, tab_size=4)) if text.plain else []
+        if said.thought:
+            lines = [*_thought(said.thought, self.unfolded).wrap(self.app.console, width, tab_size=4), *lines]
         return [*lines, *about.wrap(self.app.console, width)] if about else lines or [Text("")]
 
     def _words(self, said: Said, dark: bool) -> Text:
@@ -171,6 +175,12 @@ class Transcript(ScrollView, can_focus=True):
             return "underline" if score > CLEARLY else "italic" if score < -CLEARLY else ""
         background, ink = tint(score, dark)
         return f"{ink} on {background}" if background else ""
+
+
+def _thought(thought: str, unfolded: bool) -> Text:
+    """What was thought before a reply: how long it is, or all of it."""
+    head = folded(len(thought.split()), "words", unfolded)
+    return Text(f"{head}\n{visible(thought)}" if unfolded else head, "dim italic")
 
 
 def _about(said: Said, probe: str) -> Text:

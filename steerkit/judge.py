@@ -1,0 +1,221 @@
+"""Whether a way through the weights computes what plain Hugging Face computes: asked when a model is loaded.
+
+The judge is the model itself, in the precision that is used, on a few tokens: no cache, no mask, no positions, one
+pass. A path is held against it with a batch of two rows of unequal length: a padded prefill with the stream behind
+every block, then three steps from the cache. A path that disagrees is not used.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from steerkit.errors import ModelError
+from steerkit.networks import find_blocks, ordinary_tokens
+
+N_STEPS = 3
+"""Steps from the cache."""
+LENGTHS = (6, 4)
+"""Tokens of the two rows before the first step."""
+EXACT = 1e-3
+"""The largest relative difference of logits or states in float32; two ways through a model differ by about 1e-6."""
+ROUGH = 0.05
+"""The same in half precision, for the middle one of all positions: at a few, experts chosen by a hair may differ."""
+ROUGH_LARGEST = 0.5
+"""And for the largest of them; a path with a fault is wrong everywhere."""
+
+
+@runtime_checkable
+class Forward(Protocol):
+    """A way through the weights, as `runners.Runner` has it."""
+
+    def forward(
+        self, tokens: Tensor, mask: Tensor, cache: Any, functions: Any, keep: int, rows: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
+        """Logits at the last `keep` positions, and the cache."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What plain Hugging Face computes."""
+
+    tokens: Int[Tensor, "2 s"]
+    """Two rows of tokens; of the second the last few stand for nothing, because no token looks ahead."""
+    logits: Float[Tensor, "2 s v"]
+    """Behind every token."""
+    states: Float[Tensor, "2 l s d"]
+    """The stream behind every block."""
+    dtype: torch.dtype
+    """The precision it was computed in."""
+
+    def agrees(self, logits: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+        """Whether vectors [n …] are those of the judge, each for itself."""
+        errors = [_error(found, wanted) for found, wanted in zip(logits, expected, strict=True)]
+        largest = max(errors)
+        if self.dtype in (torch.float32, torch.float64):
+            return largest <= EXACT
+        return sorted(errors)[len(errors) // 2] <= ROUGH and largest <= ROUGH_LARGEST
+
+
+def _error(found: Tensor, wanted: Tensor) -> float:
+    """The relative difference of two vectors; infinite where it is no number."""
+    if found.shape != wanted.shape:
+        return float("inf")
+    found, wanted = found.float(), wanted.float()
+    error = float((found - wanted).norm() / wanted.norm().clamp_min(1e-12))
+    return error if error == error else float("inf")
+
+
+def judge_tokens(model: Any) -> Int[Tensor, "2 s"]:
+    """The tokens on which paths are held against the judge."""
+    length = max(LENGTHS) + N_STEPS
+    rows = [[89 + 37 * i * i + 151 * row * (i + 1) for i in range(length)] for row in (0, 1)]
+    return torch.tensor([ordinary_tokens(model, row) for row in rows])
+
+
+def take_reference(model: Any) -> tuple[list[Any], Reference]:
+    """Run a Hugging Face model on the judge's tokens: its blocks, and the stream behind them by hooks of one's own.
+
+    Raises:
+        ModelError: it has no blocks that states pass one by one, or computes what is no number.
+    """
+    tokens = judge_tokens(model).to(model.get_input_embeddings().weight.device)
+    blocks, states, logits = find_blocks(model, tokens)
+    if not bool(logits.isfinite().all()):
+        raise ModelError(f"{type(model).__name__} computes logits that are no numbers; its weights are damaged")
+    return blocks, Reference(tokens, logits, states, next(model.parameters()).dtype)
+
+
+@dataclass(eq=False)
+class _Recorder:
+    """The stream at the last token of each row, by layer."""
+
+    states: dict[int, Tensor] = field(default_factory=dict)
+
+    def functions(self, n_layers: int) -> dict[int, list[Callable[[Tensor], Tensor]]]:
+        """A reader for every layer."""
+
+        def reader(l: int) -> Callable[[Tensor], Tensor]:
+            def read(h: Tensor) -> Tensor:
+                self.states[l] = h[:, -1]
+                return h
+
+            return read
+
+        return {l: [reader(l)] for l in range(n_layers)}
+
+
+REFUSALS = (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError, NotImplementedError)
+"""What a model raises on a way that is not for it."""
+
+
+def agrees(reference: Reference, forward: Forward, steps: bool = True) -> bool:
+    """Whether a path gives the judge's states and logits in a padded batch, and with `steps` from its cache too."""
+    n_layers = reference.states.shape[1]
+    recorder = _Recorder()
+    try:
+        with torch.inference_mode():
+            tokens, mask = _padded(reference.tokens, LENGTHS)
+            logits, cache = forward.forward(tokens, mask, None, recorder.functions(n_layers), 1)
+            found = [logits[row, -1] for row in (0, 1)]
+            wanted = [reference.logits[row, n - 1] for row, n in enumerate(LENGTHS)]
+            found += [recorder.states[l][row] for l in range(n_layers) for row in (0, 1)]
+            wanted += [reference.states[row, l, n - 1] for l in range(n_layers) for row, n in enumerate(LENGTHS)]
+            return reference.agrees(found, wanted) and (
+                not steps or _steps_agree(reference, forward, mask, cache, LENGTHS)
+            )
+    except REFUSALS:
+        return False
+
+
+def steps_agree(reference: Reference, forward: Forward) -> bool:
+    """Whether prefill and cached steps give the judge's logits, whatever the states."""
+    try:
+        with torch.inference_mode():
+            tokens, mask = _padded(reference.tokens, LENGTHS)
+            _, cache = forward.forward(tokens, mask, None, {}, 1)
+            return _steps_agree(reference, forward, mask, cache, LENGTHS)
+    except REFUSALS:
+        return False
+
+
+def _steps_agree(reference: Reference, forward: Forward, mask: Tensor, cache: Any, lengths: Sequence[int]) -> bool:
+    found, wanted = [], []
+    for step in range(N_STEPS):
+        places = [n + step for n in lengths]
+        tokens = torch.stack([reference.tokens[row, place] for row, place in enumerate(places)])[:, None]
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        logits, cache = forward.forward(tokens, mask, cache, {}, 1)
+        found += [logits[row, -1] for row in (0, 1)]
+        wanted += [reference.logits[row, place] for row, place in enumerate(places)]
+    return reference.agrees(found, wanted)
+
+
+def continues(reference: Reference, forward: Forward, lengths: Sequence[int] = (2, 2), inside: bool = False) -> bool:
+    """Whether several tokens can be read behind a cache at once; with `inside`, behind padding inside a row."""
+    firsts = lengths if inside else (min(lengths),) * len(lengths)
+    rests = [n - first for n, first in zip(LENGTHS, firsts, strict=True)]
+    try:
+        with torch.inference_mode():
+            head, before = _padded(reference.tokens, firsts)
+            _, cache = forward.forward(head, before, None, {}, 1)
+            rest, mask = _padded(
+                torch.stack([row.roll(-first) for row, first in zip(reference.tokens, firsts, strict=True)]),
+                rests if inside else (min(rests),) * len(rests),
+            )
+            logits, cache = forward.forward(rest, torch.cat([before, mask], dim=1), cache, {}, 1)
+            ends = [first + n for first, n in zip(firsts, rests if inside else (min(rests),) * 2, strict=True)]
+            found = [logits[row, -1] for row in (0, 1)]
+            if not reference.agrees(found, [reference.logits[row, end - 1] for row, end in enumerate(ends)]):
+                return False
+            return _steps_agree(reference, forward, torch.cat([before, mask], dim=1), cache, ends)
+    except REFUSALS:
+        return False
+
+
+def _padded(tokens: Int[Tensor, "2 s"], lengths: Sequence[int]) -> tuple[Int[Tensor, "2 t"], Int[Tensor, "2 t"]]:
+    """The beginnings of two rows, the shorter padded on the left."""
+    width = max(lengths)
+    padded, mask = tokens.new_zeros(2, width), tokens.new_zeros(2, width)
+    for row, n in enumerate(lengths):
+        padded[row, width - n :] = tokens[row, :n]
+        mask[row, width - n :] = 1
+    return padded, mask
+
+
+@dataclass
+class Timer:
+    """Seconds that judging took."""
+
+    seconds: float = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count what happens inside."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - started
+
+
+def only(model: Any, kept: Sequence[int]) -> Any:
+    """A Hugging Face model of Llama's shape with some of its blocks, sharing all weights."""
+    smaller = copy.copy(model)
+    smaller._modules = dict(model._modules)
+    inner = copy.copy(model.model)
+    inner._modules = dict(model.model._modules)
+    inner._modules["layers"] = torch.nn.ModuleList([model.model.layers[l] for l in kept])
+    inner.config = copy.copy(model.config)
+    inner.config.num_hidden_layers = len(kept)
+    smaller._modules["model"] = inner
+    return smaller
