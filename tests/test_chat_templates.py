@@ -118,7 +118,9 @@ class TestTokensAreTheTemplates:
                 {"question": "Who?", "options": ["I", "You"]}]) for answer in answers),
         ]  # fmt: skip
         replies = ["I am HAL.", "I am a helpful assistant.", "Yes", "No", "Yes", "No", "I", "You"]
-        assert [model.tokenizer.decode(list(reply)) for _, reply in rows] == [f" {reply}" for reply in replies]
+        wholes = [model.tokenizer.decode([*prompt, *reply]) for prompt, reply in rows]
+        assert [whole.rpartition("ASSISTANT:")[2] for whole in wholes] == [f" {reply}" for reply in replies]
+        assert [model.tokenizer.decode(list(reply)).strip() for _, reply in rows] == replies
         asked = {"role": "user", "content": ITEMS[0].question}
         measure = Measure(model, [Probe.of(make_vector("hal", model.fingerprint))], Settings(8), [])
         (line,) = measure([(1, ([asked, said("I am")], [asked, said("I am")]))])
