@@ -13,6 +13,8 @@ from rich.text import Text
 
 from steerkit.cli.console import out, print_json, quiet_libraries, talk, warn
 from steerkit.cli.options import (
+    TEMPERATURE,
+    TOP_P,
     Device,
     Dtype,
     Json,
@@ -21,6 +23,8 @@ from steerkit.cli.options import (
     ModelName,
     Output,
     Seed,
+    Temperature,
+    TopP,
     open_model,
     parse_steering,
     say_notes,
@@ -53,8 +57,8 @@ def generate(
     everywhere: Annotated[bool, typer.Option("--everywhere", help="Steer the prompt too, not only the reply.")] = False,
     layers: Layers = None,
     max_tokens: MaxTokens = 80,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample among the likeliest only.")] = 1.0,
+    temperature: Temperature = TEMPERATURE,
+    top_p: TopP = TOP_P,
     seed: Seed = 0,
     output: Output = None,
     model: ModelName = None,
@@ -153,9 +157,13 @@ def run(
             rows[step.row].append(step)
             screen.update(rows, step)
     seconds = time.perf_counter() - started
-    replies = [_plain(model, prompt, s, probes, steps, seconds) for s, steps in zip(steerings, rows, strict=True)]
+    chosen = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
+    replies = [
+        {**_plain(model, prompt, steering, probes, steps, seconds), "sampling": chosen}
+        for steering, steps in zip(steerings, rows, strict=True)
+    ]
     if show:
-        _sum_up(replies, seconds)
+        _sum_up(replies, seconds, sampling)
     return replies
 
 
@@ -232,10 +240,12 @@ def _words(steps: Sequence[Step]) -> Any:
     return text
 
 
-def _sum_up(replies: Sequence[dict[str, Any]], seconds: float) -> None:
-    """One line of what it took and how it scored."""
+def _sum_up(replies: Sequence[dict[str, Any]], seconds: float, sampling: Sampling) -> None:
+    """One line of what it took, how words were chosen and how it scored."""
     n_tokens = sum(reply["n_tokens"] for reply in replies)
     parts = [f"{n_tokens} tokens", f"{n_tokens / max(seconds, 1e-9):.0f}/s"]
+    drawn = f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}, seed {sampling.seed}"
+    parts.append(drawn if sampling.temperature > 0 else "greedy")
     if len(replies) == 1:
         parts += [f"{name} {score:+.2f}" for name, score in replies[0]["scores"].items()]
     talk().print(Text(" · ".join(parts), "dim"), soft_wrap=True)

@@ -43,6 +43,15 @@ Layers = Annotated[
 ]
 Plot = Annotated[Path | None, typer.Option("--plot", help="A picture of it, as .png, .svg or .html.")]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="The longest reply.")]
+Temperature = Annotated[
+    float, typer.Option("--temperature", min=0.0, help="How freely words are drawn; 0 takes the likeliest each time.")
+]
+TopP = Annotated[
+    float, typer.Option("--top-p", min=0.0, max=1.0, help="Draw among the likeliest that together have this share.")
+]
+
+# Greedy text of a small model runs into loops that drawn text does not, so what is made to be read is drawn.
+TEMPERATURE, TOP_P = 0.7, 0.9
 
 OnRay = Annotated[
     str | None,
