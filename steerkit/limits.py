@@ -175,8 +175,8 @@ def lower_limits(
     rate = unsteered_rate(model, n_tokens)
     if rate > TOO_OFTEN:
         model.note(
-            f"{rate:.0%} of {model.name}'s unsteered greedy replies of {n_tokens} tokens loop, so loops cannot tell where "
-            "a dial ends: limits are KL's alone"
+            f"{rate:.0%} of {model.name}'s unsteered greedy replies of {n_tokens} tokens loop, so loops cannot tell "
+            "where a dial ends: limits are KL's alone"
         )
         for name, vector, _ in vectors:
             yield name, _evidence(vector, {}, rate, n_tokens)

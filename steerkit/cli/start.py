@@ -109,7 +109,9 @@ def _measure(model: Model, vector: SteeringVector, persona: Persona) -> None:
     null = f"{float(up.null.min()):+.2f} … {float(up.null.max()):+.2f}"
     out().print(f" {'':<9}{len(up.null)} random directions of the same length: {null}; {verdict}")
     if limits := vector.limits():
-        out().print(f" {'':<9}calibrated before: text falls apart or loops below {limits[0]:.2f} and above {limits[1]:.2f}")
+        out().print(
+            f" {'':<9}calibrated before: text falls apart or loops below {limits[0]:.2f} and above {limits[1]:.2f}"
+        )
 
 
 def _placed(vector: SteeringVector) -> SteeringVector:
