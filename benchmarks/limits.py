@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--shares", type=float, nargs="+", default=[1.0])
     chosen = parser.parse_args()
     model = load_model()
-    library, sampling = VectorSet(model.fingerprint), Sampling(REPLY_TOKENS, chosen.temperature, 0.9)
+    library, sampling = VectorSet(model.fingerprint), Sampling(REPLY_TOKENS, chosen.temperature)
     plain = rates(model, prompts_of(model, "hal"), [Steering()], sampling)[0]
     print(f"unsteered: {plain:.0%} of replies loop\n")
     print("| vector | limits | share | loops, down and up | KL p95 |\n|---|---|---:|---|---|")

@@ -37,9 +37,10 @@ def kl_limits(vector: SteeringVector) -> tuple[float, float] | None:
     Files that do not tell them apart are from before limits were about loops of long replies.
     """
     known = vector.evidence
-    if "limit" not in known:
-        return None
-    return float(known.get("kl_limit_below", known["limit_below"])), float(known.get("kl_limit", known["limit"]))
+    for name in ("kl_limit", "limit"):
+        if name in known:
+            return float(known[f"{name}_below"]), float(known[name])
+    return None
 
 
 def working_dial(vector: SteeringVector) -> float:

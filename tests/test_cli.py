@@ -106,7 +106,7 @@ def test_the_demo_extracts_tests_and_asks(workplace: Path, run: Run) -> None:
     item = '[[robot.items]]\nquestion = "Why?"\nreply = "I am a robot."\nassistant_reply = "I can help."\n'
     path.write_text(path.read_text().replace("\n[sailor]", f"{item}\n[sailor]"))
     result = run("demo", "robot")
-    assert "temperature 0.7, top-p 0.9, seed 0" in result.stderr
+    assert "temperature 0.7, top-p 0.95, seed 0" in result.stderr
     assert "greedy" in run("demo", "robot", "--temperature", "0").stderr
     assert "vectors/tiny-llama/robot.safetensors" in result.stdout
     assert "20 random directions" in result.stdout
@@ -262,9 +262,9 @@ def test_a_reply_goes_to_stdout_and_its_cost_to_stderr(run: Run) -> None:
 def test_words_are_drawn_with_a_fixed_seed_unless_told_otherwise(run: Run, tiny: Model) -> None:
     prompt = tiny.chat_tokens([{"role": "user", "content": "Who are you?"}])
     for options, sampling, told in (
-        ((), Sampling(12, 0.7, 0.9, 0), "temperature 0.7, top-p 0.9, seed 0"),
-        (("--seed", "5", "--top-p", "1"), Sampling(12, 0.7, 1.0, 5), "temperature 0.7, top-p 1, seed 5"),
-        (("--temperature", "0"), Sampling(12, 0.0, 0.9, 0), "greedy"),
+        ((), Sampling(12, 0.7, 0.95, 0), "temperature 0.7, top-p 0.95, seed 0"),
+        (("--seed", "5", "--top-p", "1"), Sampling(12, 0.7, 1.0, 5), "temperature 0.7, seed 5"),
+        (("--temperature", "0"), Sampling(12, 0.0, 0.95), "greedy"),
     ):
         reply = complete(tiny, [prompt], sampling=sampling)[0]
         asked = ("generate", "Who are you?", "--max-tokens", "12", *options)

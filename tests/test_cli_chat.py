@@ -64,7 +64,7 @@ def test_words_are_drawn_with_a_fixed_seed_unless_told_otherwise(
     monkeypatch.setattr("steerkit.tui.app.ChatApp", Recorder)
     for options in ((), ("--temperature", "0"), ("--seed", "3", "--top-p", "0.5", "--max-tokens", "7")):
         assert CliRunner().invoke(app, ["chat", *options]).exit_code == 0
-    assert chosen == [Sampling(300, 0.7, 0.9, 0), Sampling(300, 0.0, 0.9, 0), Sampling(7, 0.7, 0.5, 3)]
+    assert chosen == [Sampling(300, 0.7, 0.95, 0), Sampling(300, 0.0, 0.95, 0), Sampling(7, 0.7, 0.5, 3)]
 
 
 def test_a_port_that_is_taken_is_said(refused: Callable[..., str]) -> None:

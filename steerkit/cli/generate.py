@@ -244,7 +244,8 @@ def _sum_up(replies: Sequence[dict[str, Any]], seconds: float, sampling: Samplin
     """One line of what it took, how words were chosen and how it scored."""
     n_tokens = sum(reply["n_tokens"] for reply in replies)
     parts = [f"{n_tokens} tokens", f"{n_tokens / max(seconds, 1e-9):.0f}/s"]
-    drawn = f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}, seed {sampling.seed}"
+    among = f", top-p {sampling.top_p:g}" if sampling.top_p < 1 else ""
+    drawn = f"temperature {sampling.temperature:g}{among}, seed {sampling.seed}"
     parts.append(drawn if sampling.temperature > 0 else "greedy")
     if len(replies) == 1:
         parts += [f"{name} {score:+.2f}" for name, score in replies[0]["scores"].items()]
