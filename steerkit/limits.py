@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from steerkit.loops import REPLY_TOKENS, TOO_OFTEN, LoopSearch, settle, unsteered_rate
+from steerkit.loops import REPLY_TOKENS, TOO_OFTEN, LoopSearch, longest_reply, settle, unsteered_rate
 from steerkit.measures import write_texts
 from steerkit.models import Model
 from steerkit.steering import Steering, Term
@@ -173,6 +173,7 @@ def lower_limits(
     Yields:
         A name, and the part of its vector's evidence that is about limits.
     """
+    n_tokens = longest_reply(model, n_tokens)
     rate = unsteered_rate(model, n_tokens)
     if rate > TOO_OFTEN:
         model.note(

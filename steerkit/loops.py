@@ -154,6 +154,14 @@ def _run_elsewhere(model: Model, trials: Iterator[Trial | None], sampling: Sampl
         yield from part
 
 
+def longest_reply(model: Model, n_tokens: int = REPLY_TOKENS) -> int:
+    """How long replies may be: no longer than half of what the model holds, so that the prompts fit as well."""
+    if n_tokens <= model.context // 2:
+        return n_tokens
+    model.note(f"{model.name} holds {model.context} tokens, so loops are looked for in replies of {model.context // 2}")
+    return model.context // 2
+
+
 def unsteered_rate(model: Model, n_tokens: int = REPLY_TOKENS) -> float:
     """The share of unsteered greedy replies to the neutral questions that loop; measured once, and kept.
 

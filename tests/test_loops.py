@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from elsewhere import elsewhere
 from planted_loops import EARLY, LATE, PERIOD, STEPS, load_counter
 
 from steerkit import loops
@@ -69,6 +70,26 @@ def test_rows_that_join_and_leave_are_told_from_each_other(counter: Counter, mon
     prompts = asked(model, len(dials))
     monkeypatch.setattr(loops.run_trials, "__defaults__", (4,))
     assert looping(model, prompts, [at(vector, d) for d in dials]) == [d > LATE for d in dials]
+
+
+def test_an_engine_that_gives_whole_replies_finds_the_same(counter: Counter) -> None:
+    model, vector = counter
+    remote, prompts = elsewhere(model, 1000, True), asked(model, 2)
+    steerings = [at(vector, EARLY * 1.1), at(vector, EARLY * 0.9)]
+    assert looping(remote, prompts, steerings, Sampling(26)) == [True, False]
+    shares = []
+    for each in (model, remote):
+        search = LoopSearch(vector, 2 * EARLY, prompts, 0.05)
+        assert [*settle(each, [search], 26)] == [search]
+        shares.append(search.share)
+    assert shares[0] == shares[1] < 0.5
+
+
+def test_replies_leave_half_of_a_short_context_to_the_prompt_and_say_so(counter: Counter) -> None:
+    short = replace(counter[0], context=300, notes=[])
+    assert loops.longest_reply(short) == 150
+    assert "300 tokens" in short.notes[0]
+    assert loops.longest_reply(counter[0]) == REPLY_TOKENS
 
 
 def test_a_reply_that_ends_by_itself_is_no_loop(counter: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +184,7 @@ def answered(search: LoopSearch, draw: random.Random, dial: float, steep: float)
 
 
 @pytest.mark.parametrize("steep", [4.0, 8.0])
-@pytest.mark.parametrize("half", [0.4, 0.7, 1.0, 50.0])
+@pytest.mark.parametrize("half", [0.5, 0.7, 1.0, 50.0])
 def test_eight_replies_find_the_limit_of_a_known_law_to_a_fifth(counter: Counter, half: float, steep: float) -> None:
     draw, unsteered = random.Random(0), 0.15
     found = sorted(answered(LoopSearch(counter[1], 1.0, [[3]], unsteered), draw, half, steep) for _ in range(200))

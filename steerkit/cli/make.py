@@ -341,12 +341,13 @@ def _limited(
         SteerkitError: one that was named is not calibrated, or on other questions than its persona has now.
     """
     from steerkit.calibration import digest, limit_prompts
-    from steerkit.loops import REPLY_TOKENS
+    from steerkit.loops import longest_reply
     from steerkit.personas import find_pair
 
+    n_tokens = longest_reply(model)
     for name in names:
         vector = vectors[name]
-        if skip and vector.evidence.get("limit_loops", {}).get("tokens") == REPLY_TOKENS:
+        if skip and vector.evidence.get("limit_loops", {}).get("tokens") == n_tokens:
             continue
         made = vector.provenance
         pair = find_pair(str(made["persona"]), str(made["against"])) if "persona" in made else None
