@@ -45,6 +45,7 @@ from steerkit import (
     score_replies,
 )
 from steerkit.extraction import contrasts
+from steerkit.limits import working_dial
 from steerkit.measures import Row, contrast, item_rows, match_divergence, percentiles
 from steerkit.training import Lesson, train
 from steerkit.weights import get_default_model
@@ -123,7 +124,7 @@ def measure(model: Model, name: str, folder: Path, path: Path) -> None:
     known = {(row["persona"], row["row"]) for row in read_rows(path)}
     rows = item_rows(model, load_personas()[name].items)
     plain = contrast(score_replies(model, rows, [Steering()]).means)[0]
-    near = VectorSet(model.fingerprint)[name].evidence.get("limit", 1.0) / math.sqrt(2)
+    near = working_dial(VectorSet(model.fingerprint)[name])
     for title, (make, recommended) in conditions(model, name, folder).items():
         if (name, title) not in known:
             found = at_equal_cost(model, make, rows, plain, near if title.startswith("steerkit") else 1.0)
@@ -203,7 +204,7 @@ def as_recommended(model: Model, steering: Steering, rows: list[Row]) -> dict[st
 def nulls(model: Model, name: str, rows: list[Row]) -> dict[str, Any]:
     """Random directions, each at the vector's KL."""
     vector = VectorSet(model.fingerprint)[name]
-    steering = Steering((Term(vector, dial=vector.evidence.get("limit", 1.0) / math.sqrt(2)),))
+    steering = Steering((Term(vector, dial=working_dial(vector)),))
     others = [Steering((replace(steering.terms[0], vector=random_like(vector, seed)),)) for seed in range(N_RANDOM)]
     matched = match_divergence(model, steering, others, rows)
     scores = score_replies(model, rows, [Steering(), *matched], divergence=True)

@@ -21,7 +21,8 @@ from torch import Tensor
 from steerkit.errors import PersonaError, SteerkitError, VectorError
 from steerkit.extraction import Recipe, contrasts
 from steerkit.generation import Probe, Sampling, complete, require_replies
-from steerkit.limits import LIMIT, WORKING, at_dial, find_limits
+from steerkit.limits import LIMIT, WORKING, at_dial, find_limits, kl_limits
+from steerkit.loops import REPLY_TOKENS
 from steerkit.measures import (
     Row,
     at_cost,
@@ -56,8 +57,8 @@ class Settings:
     """Directions from pairs with shuffled labels, scaled likewise; every second one is the opposite of the last."""
     n_tokens: int = 20
     """Greedy tokens of each reply on which the limit is found."""
-    n_repeated: int = 40
-    """Greedy tokens of each reply on which repetition is judged."""
+    n_repeated: int = REPLY_TOKENS
+    """Greedy tokens of each reply in which loops are looked for."""
     places: tuple[Place, ...] = ()
     """Layers and bands to choose among; spread over the model if there are none."""
     seed: int = 0
@@ -119,7 +120,7 @@ def calibrate(
         )
     chosen = choose_place(model, bare, material.rows, places, progress)
     placed = replace(bare, evidence={**bare.evidence, **chosen})
-    prompts = _prompts(model, pair)
+    prompts = limit_prompts(model, pair)
     limits = find_limits(model, placed, prompts, settings.n_tokens, settings.n_repeated, progress)
     placed = replace(placed, evidence={**placed.evidence, **limits})
     tested = prove(model, placed, pair, material, settings, progress)
@@ -151,7 +152,7 @@ def gather_material(model: Model, pair: Pair, seed: int = 0, progress: Progress 
     return Material(rows, positive, negative)
 
 
-def _prompts(model: Model, pair: Pair) -> list[list[int]]:
+def limit_prompts(model: Model, pair: Pair) -> list[list[int]]:
     """The held-out questions and the neutral ones, as tokens."""
     asked = (*pair.positive.held_out, *neutral("questions"))
     return [model.chat_tokens([{"role": "user", "content": question}]) for question in asked]
@@ -257,7 +258,9 @@ def prove(
     """
     tell = as_stage(progress, "prove")
     rows = item_rows(model, pair.positive.items)
-    dials = [share / math.sqrt(LIMIT / WORKING) for share in (vector.evidence["limit"], vector.evidence["limit_below"])]
+    # A limit that loops set says nothing of KL, at equal amounts of which everything is compared here.
+    below, above = kl_limits(vector) or (-1.0, 1.0)
+    dials = [dial / math.sqrt(LIMIT / WORKING) for dial in (above, below)]
     randoms = [random_like(vector, settings.seed + i) for i in range(settings.n_random)]
     shuffles = [
         # A dozen pairs make few independent shuffles; with its opposite beside each, luck of the draw cancels.

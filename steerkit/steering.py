@@ -117,9 +117,15 @@ class Term:
 
     @property
     def limit(self) -> float | None:
-        """The dial of this sign past which text falls apart; None where nobody has measured it."""
+        """The dial of this sign past which text falls apart or loops; None where nobody has measured it."""
         limits = self.vector.limits(self.layers) if self.operator in ("add", "rotate") else None
         return limits[0 if self.dial < 0 else 1] if limits else None
+
+    @property
+    def fault(self) -> str:
+        """What text does past the limit of this sign."""
+        loops = self.vector.evidence.get("limited_by_below" if self.dial < 0 else "limited_by") == "repetition"
+        return "greedy text often loops" if loops else "text falls apart"
 
     @property
     def spills(self) -> str:
@@ -198,7 +204,7 @@ class Steering:
     def warnings(self) -> list[str]:
         """What a user should know before reading the text: which dials are past their limit, and what they bring."""
         past = [
-            f"{term} is past the limit of {term.limit:.2f}, where {term.vector.name}'s text falls apart"
+            f"{term} is past the limit of {term.limit:.2f}, where {term.vector.name}'s {term.fault}"
             for term in self.terms
             if term.limit is not None and abs(term.dial) > abs(term.limit)
         ]

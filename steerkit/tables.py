@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from steerkit.vectors import SteeringVector
 
@@ -19,6 +20,7 @@ def _precisions(vectors: Sequence[SteeringVector]) -> str:
 def describe_vectors(vectors: Sequence[SteeringVector]) -> str:
     """A Markdown page that lists vectors with what is known of each; what nobody has measured shows as –."""
     reliable = sum(bool(vector.evidence.get("reliable")) for vector in vectors)
+    looped = [sum(v.evidence.get(f"limited_by{end}") == "repetition" for v in vectors) for end in ("", "_below")]
     tested = sum("reliable" in vector.evidence for vector in vectors)
     lines = [
         "# Vectors",
@@ -27,8 +29,9 @@ def describe_vectors(vectors: Sequence[SteeringVector]) -> str:
         f"Of {tested} tested vectors {reliable} are reliable.{_precisions(vectors)}",
         "",
         "- **place**: the layer or band that moves the model's own held-out replies most for the same KL",
-        "- **limit**: the dials, down and up, at which the 95th percentile of per-token KL reaches 1 nat; past them",
-        "  text falls apart",
+        "- **limit**: the dials, down and up, at which the 95th percentile of per-token KL reaches 1 nat, or, marked",
+        "  ↻, before that a fifth more of the greedy replies of 200 tokens loop than do unsteered; loops set",
+        f"  {looped[0]} of the upper limits and {looped[1]} of the lower ones, which are right to about a fifth",
         "- **shift**: of propensity on unseen items, nats a token, with its 95 % interval, up and down, at the dials",
         "  where KL on them is half a nat (measured near there, and corrected by the square law)",
         "- **random**, **shuffled**: the smallest and largest shift of random and of shuffled-label directions at",
@@ -64,12 +67,17 @@ def _cells(vector: SteeringVector) -> list[str]:
         *head,
         "yes" if known["reliable"] else "**no**",
         str(first) if first == last else f"{first}–{last}",
-        f"{known['limit_below']:.2f} … {known['limit']:.2f}",
+        f"{known['limit_below']:.2f}{_mark(known, '_below')} … {known['limit']:.2f}{_mark(known, '')}",
         *(f"{test[way]['shift']:+.2f} [{test[way]['low']:+.2f}, {test[way]['high']:+.2f}]" for way in ("up", "down")),
         *(f"{null['least']:+.2f} … {null['most']:+.2f}" if null else "–" for null in nulls.values()),
         f"{test['anti_steerable']:.0%}",
         *known_layers,
     ]
+
+
+def _mark(known: Mapping[str, Any], end: str) -> str:
+    """What tells a limit that loops set from one that KL did."""
+    return " ↻" if known.get(f"limited_by{end}") == "repetition" else ""
 
 
 def _at(values: Sequence[float] | None, layer: int) -> str:

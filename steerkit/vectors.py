@@ -89,7 +89,7 @@ class SteeringVector:
         return {key: self.evidence[key] for key in ("place", "best_layer") if key in self.evidence}
 
     def limits(self, layers: tuple[int, int] | None = None) -> tuple[float, float] | None:
-        """The lowest and highest dial before text falls apart, at its own place or another that calibration tried.
+        """The lowest and highest dial before text falls apart or loops, here or at another place that was tried.
 
         Elsewhere than at its own place the numbers are estimates, from the KL of given replies and its growth as the
         square of the dial. None where nothing is known.

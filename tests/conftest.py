@@ -21,8 +21,8 @@ from jaxtyping import install_import_hook
 # Every shape and type that a signature promises is checked while the tests run.
 CHECKED = (
     "estimators", "operators", "runners", "models", "passes", "generation", "extraction", "evaluation",
-    "readings", "passages", "measures", "nulls", "calibration", "limits", "training", "sweeps", "items", "speed",
-    "caches", "batching", "forward", "networks", "judge",
+    "readings", "passages", "measures", "nulls", "calibration", "limits", "loops", "training", "sweeps", "items",
+    "speed", "caches", "batching", "forward", "networks", "judge",
 )  # fmt: skip
 install_import_hook(
     [f"steerkit.{name}" for name in CHECKED], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"

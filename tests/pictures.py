@@ -18,6 +18,7 @@ from browser import chromium, opened, served
 from stage import Gate, Stage
 
 from steerkit.chats import Chat
+from steerkit.cli.options import TEMPERATURE, TOP_P
 from steerkit.generation import Sampling, complete
 from steerkit.loading import load_model
 from steerkit.models import Model
@@ -29,6 +30,8 @@ from steerkit.vectors import VectorSet
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SIZE = (104, 30)
+SAMPLING = Sampling(60, TEMPERATURE, TOP_P)
+"""As `chat` has it, but shorter."""
 
 
 async def in_a_terminal(path: Path) -> None:
@@ -46,14 +49,14 @@ async def in_a_terminal(path: Path) -> None:
         print("turned:", stage.session.chat.said[-1].content)
         print("left alone:", left_alone(stage.session.model, stage.session.chat, "0.3 warmth"))
 
-    await draw(path, "0 hal + 0.3 warmth", Sampling(60), script)
+    await draw(path, "0 hal + 0.3 warmth", SAMPLING, script)
 
 
 def left_alone(model: Model, chat: Chat, steer: str) -> str:
     """What would have been said instead of a chat's last reply under one steady steering."""
     before = replace(chat, said=chat.said[:-1])
     steering = Steering.parse(steer, VectorSet(model.fingerprint))
-    return complete(model, [model.chat_tokens(before.messages())], [steering], sampling=Sampling(60))[0].text
+    return complete(model, [model.chat_tokens(before.messages())], [steering], sampling=SAMPLING)[0].text
 
 
 async def draw(path: Path, steer: str, sampling: Sampling, script: Callable[[Stage], Awaitable[None]]) -> None:

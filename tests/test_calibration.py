@@ -26,18 +26,19 @@ from steerkit.vectors import SteeringVector, load_vector
 SETTINGS = Settings(n_random=3, n_shuffled=2, n_tokens=6, n_repeated=8)
 KEYS = {
     "places", "place", "best_layer", "limit", "limit_below", "limited_by", "limited_by_below", "limit_kl_p95",
+    "kl_limit", "kl_limit_below", "limit_loops",
     "d_prime", "thresholds", "test", "nulls", "reliable", "dtype", "asked_sha256",
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
-def low_limits() -> Iterator[None]:
+def low_limits(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A tiny model's predictions cannot move by a nat, so here they may only move by a tenth."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (calibration, limits):
             patch.setattr(module, "LIMIT", 0.1)
             patch.setattr(module, "WORKING", 0.05)
-        patch.setattr(limits, "REPETITION", 1.1)
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(calibration, "contrasts", shorter)
         yield
 
@@ -94,8 +95,8 @@ def test_calibration_writes_its_evidence_and_keeps_what_extraction_knew(
 
 
 def test_the_limit_is_where_text_reaches_it(tiny: Model, calibrated: SteeringVector, pair: Pair) -> None:
-    prompts = calibration._prompts(tiny, pair)[: limits.SEARCHED]
-    dials = (calibrated.evidence["limit"], calibrated.evidence["limit_below"])
+    prompts = calibration.limit_prompts(tiny, pair)[: limits.SEARCHED]
+    dials = (calibrated.evidence["kl_limit"], calibrated.evidence["kl_limit_below"])
     for text in write_texts(tiny, prompts, [Steering((Term(calibrated, dial=d),)) for d in dials], SETTINGS.n_tokens):
         assert text.divergence() == pytest.approx(limits.LIMIT, rel=0.15)
     for share, key in ((1, "up"), (-1, "down")):

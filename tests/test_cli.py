@@ -14,6 +14,7 @@ from conftest import make_vector
 from typer.testing import CliRunner
 
 from steerkit.cli import app
+from steerkit.generation import Sampling, complete
 from steerkit.models import Model
 from steerkit.personas import load_personas
 from steerkit.vectors import load_vector, vector_path
@@ -105,6 +106,8 @@ def test_the_demo_extracts_tests_and_asks(workplace: Path, run: Run) -> None:
     item = '[[robot.items]]\nquestion = "Why?"\nreply = "I am a robot."\nassistant_reply = "I can help."\n'
     path.write_text(path.read_text().replace("\n[sailor]", f"{item}\n[sailor]"))
     result = run("demo", "robot")
+    assert "temperature 0.7, top-p 0.95, seed 0" in result.stderr
+    assert "greedy" in run("demo", "robot", "--temperature", "0").stderr
     assert "vectors/tiny-llama/robot.safetensors" in result.stdout
     assert "20 random directions" in result.stdout
     assert "unsteered" in result.stdout
@@ -253,6 +256,26 @@ def test_a_reply_goes_to_stdout_and_its_cost_to_stderr(run: Run) -> None:
     assert (told["model"], told["prompt"], told["steer"]) == ("tiny-llama", "Who are you?", "0.5 hal - 0.2 warmth @2-3")
     assert list(told["scores"]) == ["hal", "warmth"]
     assert_tokens_make(told, ["hal", "warmth"])
+
+
+@pytest.mark.usefixtures("library")
+def test_words_are_drawn_with_a_fixed_seed_unless_told_otherwise(run: Run, tiny: Model) -> None:
+    prompt = tiny.chat_tokens([{"role": "user", "content": "Who are you?"}])
+    for options, sampling, told in (
+        ((), Sampling(12, 0.7, 0.95, 0), "temperature 0.7, top-p 0.95, seed 0"),
+        (("--seed", "5", "--top-p", "1"), Sampling(12, 0.7, 1.0, 5), "temperature 0.7, seed 5"),
+        (("--temperature", "0"), Sampling(12, 0.0, 0.95), "greedy"),
+    ):
+        reply = complete(tiny, [prompt], sampling=sampling)[0]
+        asked = ("generate", "Who are you?", "--max-tokens", "12", *options)
+        found = parsed(run(*asked, "--json"), REPLY)
+        assert "".join(token["text"] for token in found["tokens"]) == "".join(reply.readout.tokens)
+        assert found["sampling"] == {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "seed": sampling.seed,
+        }
+        assert told in run(*asked).stderr
 
 
 @pytest.mark.usefixtures("library")

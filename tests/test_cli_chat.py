@@ -11,6 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from steerkit.cli import app
+from steerkit.generation import Sampling
+from steerkit.tui.session import Plan
 
 
 @pytest.fixture
@@ -40,6 +42,29 @@ def test_without_the_extra_it_says_what_to_install(
 
 def test_where_there_is_no_terminal_it_says_what_to_use(refused: Callable[..., str]) -> None:
     assert "generate" in refused()
+
+
+def test_words_are_drawn_with_a_fixed_seed_unless_told_otherwise(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[Sampling] = []
+
+    class Recorder:
+        """Takes the place of the screen."""
+
+        return_code = 0
+
+        def __init__(self, plan: Plan) -> None:
+            chosen.append(plan.sampling)
+
+        def run(self) -> None:
+            assert workplace.is_dir()
+
+    monkeypatch.setenv("TEXTUAL_DRIVER", "none")
+    monkeypatch.setattr("steerkit.tui.app.ChatApp", Recorder)
+    for options in ((), ("--temperature", "0"), ("--seed", "3", "--top-p", "0.5", "--max-tokens", "7")):
+        assert CliRunner().invoke(app, ["chat", *options]).exit_code == 0
+    assert chosen == [Sampling(300, 0.7, 0.95, 0), Sampling(300, 0.0, 0.95, 0), Sampling(7, 0.7, 0.5, 3)]
 
 
 def test_a_port_that_is_taken_is_said(refused: Callable[..., str]) -> None:

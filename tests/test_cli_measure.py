@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import make_vector
 from typer.testing import CliRunner
 
@@ -106,6 +107,31 @@ def test_calibrate_all_skips_what_is_calibrated_and_writes_the_table(calibrated:
     assert [entry["name"] for entry in told["vectors"]] == ["sailor"]
     assert vector_path("robot", "tiny-llama").read_bytes() == before
     assert "| robot | assistant |" in (calibrated / "vectors" / "README.md").read_text()
+
+
+def test_limits_alone_are_renewed_and_nothing_else_changes(calibrated: Path, run: Run) -> None:
+    path = vector_path("robot", "tiny-llama")
+    whole = load_vector(path)
+    new = {"kl_limit", "kl_limit_below", "limit_loops"}
+    old = {key: value for key, value in whole.evidence.items() if key not in new}
+    replace(whole, evidence={**old, "limit": 0.5, "limit_below": -0.25}).save(path)
+    told = json.loads(run("calibrate", "robot", "--limits", "--json").stdout)
+    found = load_vector(path)
+    assert torch.equal(found.directions, whole.directions)
+    assert torch.equal(found.baseline, whole.baseline)
+    assert (found.provenance, set(found.evidence)) == (whole.provenance, set(whole.evidence))
+    assert (found.evidence["kl_limit_below"], found.evidence["kl_limit"]) == (-0.25, 0.5)
+    assert -0.25 <= told["limit_below"] < 0 < told["limit"] <= 0.5
+    about_limits = {"limit", "limit_below", "limited_by", "limited_by_below", *new}
+    assert all(found.evidence[key] == old[key] for key in set(old) - about_limits)
+    # What is done is skipped, what was never calibrated is left and told, or refused where it is named.
+    before = path.read_bytes()
+    everything = run("calibrate", "--all", "--limits", "--json")
+    assert json.loads(everything.stdout) == {"vectors": []}
+    assert "sailor is not calibrated" in everything.stderr
+    assert path.read_bytes() == before
+    assert "| robot | assistant |" in (calibrated / "vectors" / "README.md").read_text()
+    assert "leave out --limits" in run("calibrate", "sailor", "--limits", code=1).stderr
 
 
 @pytest.mark.usefixtures("calibrated")

@@ -89,7 +89,9 @@ def test_a_cache_that_is_dropped_on_transformers_modules_costs_the_cache_and_not
     wanted = [r.tokens for r in complete(load_model(str(folders["gpt2"]), device="cpu"), prompts, sampling=Sampling(8))]
     honest = HFModules.run
 
-    def forgetful(self: HFModules, tokens: Any, mask: Any, positions: Any, _cache: Any, *rest: Any, **named: Any) -> Any:
+    def forgetful(
+        self: HFModules, tokens: Any, mask: Any, positions: Any, _cache: Any, *rest: Any, **named: Any
+    ) -> Any:
         width = tokens.shape[1]
         logits, _ = honest(self, tokens, None if mask is None else mask[:, -width:], positions, None, *rest, **named)
         return logits, "a cache"

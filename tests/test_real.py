@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
+from steerkit.cli.chat import chat
 from steerkit.errors import VectorError
 from steerkit.evaluation import measure_shifts
 from steerkit.generation import Probe, Sampling, complete, read_tokens
-from steerkit.limits import REPETITION
+from steerkit.limits import kl_limits
+from steerkit.loops import EXCESS, REPLY_TOKENS, looping, unsteered_rate
 from steerkit.measures import neutral, write_texts
 from steerkit.models import Model
 from steerkit.passes import reply_logits
@@ -70,7 +74,7 @@ def test_a_telescoped_band_costs_a_fifth_of_the_same_band_added_whole_and_keeps_
     whole = Steering(tuple(Term(hal, layers=(l, l)) for l in range(BAND[0], BAND[1] + 1)))
     texts = write_texts(real, held_out, [telescoped, whole], 40)
     assert float(texts[0].divergences.mean()) < float(texts[1].divergences.mean()) / 5
-    assert texts[0].repetition < REPETITION
+    assert texts[0].repetition < 0.3
 
 
 def test_what_a_shipped_vector_carries_is_whole(shipped: VectorSet) -> None:
@@ -84,17 +88,45 @@ def test_what_a_shipped_vector_carries_is_whole(shipped: VectorSet) -> None:
 
 
 @pytest.mark.parametrize("name", ["hal", "pirate"])
-def test_at_its_limit_greedy_text_has_not_fallen_apart(name: str, real: Model, shipped: VectorSet) -> None:
+def test_a_limit_by_kl_is_about_a_nat(name: str, real: Model, shipped: VectorSet) -> None:
     asked = (*find_persona(name).held_out, *neutral("questions"))
     prompts = [real.chat_tokens([{"role": "user", "content": question}]) for question in asked]
-    below, above = shipped[name].limits() or (0.0, 0.0)
-    steerings = [Steering((Term(shipped[name], dial=dial),)) for dial in (below, above)]
-    texts = write_texts(real, prompts, steerings, 40)
-    assert len(prompts) == 20
-    for text in texts:
-        assert text.repetition < REPETITION
+    steerings = [Steering((Term(shipped[name], dial=dial),)) for dial in kl_limits(shipped[name]) or ()]
+    assert len(steerings) == 2
+    for text in write_texts(real, prompts, steerings, 20):
         # The limit was found on fewer prompts, and a percentile of a few hundred tokens is noisy.
         assert 0.6 < text.divergence() < 1.6
+
+
+def test_below_its_limit_greedy_text_hardly_loops_more_often_than_unsteered(real: Model, shipped: VectorSet) -> None:
+    names = ("hal", "pirate", "warmth", "courage", "honesty")
+    prompts = [real.chat_tokens([{"role": "user", "content": question}]) for question in neutral("questions")[1::4]]
+
+    def rate(share: float) -> float:
+        """How often replies of five personas loop at a share of the limit by KL, or of the whole limit if negative."""
+        steerings = []
+        for name in names:
+            limit = (shipped[name].limits() if share < 0 else kl_limits(shipped[name])) or (0.0, 0.0)
+            steerings += [Steering((Term(shipped[name], dial=abs(share) * limit[1]),))] * len(prompts)
+        found = looping(real, prompts * len(names), steerings, Sampling(REPLY_TOKENS))
+        return sum(found) / len(found)
+
+    assert rate(-0.8) <= unsteered_rate(real) + EXCESS
+    # Where limits were while they looked at forty tokens.
+    assert rate(0.8) > unsteered_rate(real) + EXCESS
+
+
+def test_the_chat_of_the_readme_does_not_loop_to_its_last_token(real: Model, shipped: VectorSet) -> None:
+    readme = (SHIPPED.parent.parent / "README.md").read_text(encoding="utf-8")
+    steer = re.findall(r'bin/steerkit chat -s "([^"]+)"', readme)
+    question = re.findall(r"^“(.+)”$", readme, re.MULTILINE)
+    assert (len(steer), len(question)) == (1, 1)
+    default = {key: option.default for key, option in inspect.signature(chat).parameters.items()}
+    drawn = Sampling(*(default[key] for key in ("max_tokens", "temperature", "top_p", "seed")))
+    prompt = real.chat_tokens([{"role": "user", "content": question[0]}], drawn.max_tokens)
+    steering = Steering.parse(steer[0], shipped)
+    assert looping(real, [prompt], [steering], drawn) == [False]
+    assert looping(real, [prompt], [steering], dataclasses.replace(drawn, temperature=0.0)) == [True]
 
 
 def test_the_live_readout_equals_an_offline_pass(real: Model, shipped: VectorSet, held_out: list[list[int]]) -> None:

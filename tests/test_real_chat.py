@@ -17,6 +17,7 @@ import pytest
 from browser import CHROMIUM, chromium, free_port, opened, served
 
 from steerkit.chats import load_chat
+from steerkit.cli.options import TEMPERATURE, TOP_P
 from steerkit.generation import Sampling, complete
 from steerkit.models import Model
 
@@ -57,7 +58,7 @@ def check(path: Path, real: Model) -> None:
     assert 0 < place < len(reply.tokens)
     assert reply.steer[-1][1].endswith(" hal")
     prompt = real.chat_tokens([{"role": "user", "content": QUESTION}])
-    steady = complete(real, [prompt], sampling=Sampling(N_TOKENS))[0].readout.tokens
+    steady = complete(real, [prompt], sampling=Sampling(N_TOKENS, TEMPERATURE, TOP_P))[0].readout.tokens
     assert reply.tokens[:place] == steady[:place]
     assert reply.tokens[place:] != steady[place:]
 

@@ -13,7 +13,17 @@ import typer
 from rich.text import Text
 
 from steerkit.cli.console import talk
-from steerkit.cli.options import Device, Dtype, ModelName, Seed, thinking_chosen
+from steerkit.cli.options import (
+    TEMPERATURE,
+    TOP_P,
+    Device,
+    Dtype,
+    ModelName,
+    Seed,
+    Temperature,
+    TopP,
+    thinking_chosen,
+)
 from steerkit.errors import SteerkitError
 
 if TYPE_CHECKING:
@@ -35,8 +45,8 @@ def chat(
     ),
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="With --web: the port.")] = 8017,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="The longest reply.")] = 300,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample among the likeliest only.")] = 1.0,
+    temperature: Temperature = TEMPERATURE,
+    top_p: TopP = TOP_P,
     seed: Seed = 0,
     model: ModelName = None,
     device: Device = None,

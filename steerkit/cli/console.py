@@ -22,6 +22,7 @@ STAGES = {
     "measure": "measuring",
     "choose": "choosing layers for",
     "limit": "finding the limit of",
+    "loops": "looking for loops of",
     "prove": "testing",
     "write": "writing",
     "train": "training",

@@ -13,6 +13,8 @@ from rich.text import Text
 
 from steerkit.cli.console import out, print_json, quiet_libraries, talk, warn
 from steerkit.cli.options import (
+    TEMPERATURE,
+    TOP_P,
     Device,
     Dtype,
     Json,
@@ -21,6 +23,8 @@ from steerkit.cli.options import (
     ModelName,
     Output,
     Seed,
+    Temperature,
+    TopP,
     open_model,
     parse_steering,
     say_notes,
@@ -54,8 +58,8 @@ def generate(
     everywhere: Annotated[bool, typer.Option("--everywhere", help="Steer the prompt too, not only the reply.")] = False,
     layers: Layers = None,
     max_tokens: MaxTokens = 80,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample among the likeliest only.")] = 1.0,
+    temperature: Temperature = TEMPERATURE,
+    top_p: TopP = TOP_P,
     seed: Seed = 0,
     output: Output = None,
     model: ModelName = None,
@@ -154,8 +158,12 @@ def run(
             rows[step.row].append(step)
             screen.update(rows, step)
     seconds = time.perf_counter() - started
-    replies = [_plain(model, prompt, s, probes, steps, seconds) for s, steps in zip(steerings, rows, strict=True)]
-    _sum_up(replies, seconds, show)
+    chosen = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
+    replies = [
+        {**_plain(model, prompt, steering, probes, steps, seconds), "sampling": chosen}
+        for steering, steps in zip(steerings, rows, strict=True)
+    ]
+    _sum_up(replies, seconds, sampling, show)
     return replies
 
 
@@ -246,12 +254,15 @@ def _words(steps: Sequence[Step]) -> Any:
     return text
 
 
-def _sum_up(replies: Sequence[dict[str, Any]], seconds: float, show: bool) -> None:
-    """One line of what it took and how it scored, and one where replies have not come out of their thoughts."""
+def _sum_up(replies: Sequence[dict[str, Any]], seconds: float, sampling: Sampling, show: bool) -> None:
+    """One line of what it took, how words were chosen and how it scored; one where replies ended in their thoughts."""
     if n_cut := sum(reply.get("unfinished", False) for reply in replies):
         warn(unfinished_note(n_cut, len(replies), "--max-tokens", "--thinking off"))
     n_tokens = sum(reply["n_tokens"] + reply.get("n_thought", 0) for reply in replies)
     parts = [f"{n_tokens} tokens", f"{n_tokens / max(seconds, 1e-9):.0f}/s"]
+    among = f", top-p {sampling.top_p:g}" if sampling.top_p < 1 else ""
+    drawn = f"temperature {sampling.temperature:g}{among}, seed {sampling.seed}"
+    parts.append(drawn if sampling.temperature > 0 else "greedy")
     if len(replies) == 1:
         parts += [f"{name} {score:+.2f}" for name, score in replies[0]["scores"].items()]
     if show:

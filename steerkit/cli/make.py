@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from steerkit.extraction import Recipe
     from steerkit.models import Model
     from steerkit.personas import Pair
-    from steerkit.vectors import SteeringVector
+    from steerkit.vectors import SteeringVector, VectorSet
     from steerkit.work import Workers
 
 
@@ -245,6 +245,9 @@ def calibrate(
     layers: Annotated[
         list[str] | None, typer.Option("--layers", help="A layer or band to choose from; repeat for several.")
     ] = None,
+    limits: Annotated[
+        bool, typer.Option("--limits", help="Only how far dials go before text loops, of what is calibrated already.")
+    ] = False,
     seed: Seed = 0,
     output: Output = None,
     model: ModelName = None,
@@ -256,7 +259,7 @@ def calibrate(
 
     Everything is measured on questions the vector was not made from, beside random and shuffled-label directions of
     equal KL, and written into the vector's evidence. A file that is named or lies in ./vectors/ is rewritten in place;
-    of any other a copy goes to vectors/MODEL/.
+    of any other a copy goes to vectors/MODEL/. With --limits --all, what was killed goes on where it was.
     """
     from steerkit.calibration import Settings
     from steerkit.vectors import list_vectors
@@ -268,6 +271,9 @@ def calibrate(
     settings = Settings(n_random, n_shuffled, places=tuple(parse_layers(text) for text in layers or []), seed=seed)
     loaded = open_model(model, device, dtype)
     names = sorted(name for _, name in list_vectors(loaded.name)) if everything else list(vector or [])
+    if limits:
+        _calibrate_limits(loaded, names, output, skip=everything, json=json)
+        return
     told = []
     for name in names:
         result = calibrate_one(loaded, name, settings, output, len(names) > 1, skip=everything)
@@ -325,6 +331,62 @@ def calibrate_one(
         **{key: evidence[key] for key in ("place", "best_layer", "limit", "limit_below", "test", "nulls", "reliable")},
         "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def _calibrate_limits(model: Model, names: Sequence[str], output: Path | None, skip: bool, json: bool) -> None:
+    """Renew the limits of calibrated vectors, replies of many in one batch, and save each as soon as it is known."""
+    from steerkit.limits import lower_limits
+    from steerkit.vectors import VectorSet
+
+    vectors = VectorSet(model.fingerprint)
+    told = []
+    with progress("limits") as tell, quiet_libraries():
+        for name, found in lower_limits(model, _limited(model, vectors, names, skip), progress=tell):
+            path = vectors.place(name)
+            if output is not None:
+                path = output / path.name if len(names) > 1 or output.is_dir() else output
+            vector = vectors[name]
+            replace(vector, evidence={**vector.evidence, **found}).given_to(model.fingerprint).save(path)
+            told.append({"vector": str(path), "model": model.name, "name": vector.name, **found})
+            if not json:
+                talk().print(
+                    Text.assemble((vector.name, "bold"), f" · limit {found['limit_below']:.2f} … {found['limit']:.2f}"),
+                    Text(f"by {found['limited_by_below']} and by {found['limited_by']}", "dim"),
+                )
+                out().print(Text(str(path)))
+    say_notes(model)
+    if skip and output is None:
+        _write_table()
+    if json:
+        print_json(told[0] if len(names) == 1 and told else {"vectors": told})
+
+
+def _limited(
+    model: Model, vectors: VectorSet, names: Sequence[str], skip: bool
+) -> Iterator[tuple[str, SteeringVector, list[list[int]]]]:
+    """Vectors whose limits are renewed, with what is asked, each read when its turn comes.
+
+    Raises:
+        SteerkitError: one that was named is not calibrated, or on other questions than its persona has now.
+    """
+    from steerkit.calibration import digest, limit_prompts
+    from steerkit.loops import longest_reply
+    from steerkit.personas import find_pair
+
+    n_tokens = longest_reply(model)
+    for name in names:
+        vector = vectors[name]
+        if skip and vector.evidence.get("limit_loops", {}).get("tokens") == n_tokens:
+            continue
+        made = vector.provenance
+        pair = find_pair(str(made["persona"]), str(made["against"])) if "persona" in made else None
+        if pair is None or "limit" not in vector.evidence or vector.evidence.get("asked_sha256") != digest(pair):
+            said = f"{name} is not calibrated on what its persona asks now, so there is no limit to renew"
+            if not skip:
+                raise SteerkitError(f"{said}; leave out --limits")
+            warn(f"{said}; left as it is")
+            continue
+        yield name, vector, limit_prompts(model, pair)
 
 
 def _tell_calibration(result: dict[str, Any]) -> None:

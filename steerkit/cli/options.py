@@ -46,6 +46,16 @@ Layers = Annotated[
 ]
 Plot = Annotated[Path | None, typer.Option("--plot", help="A picture of it, as .png, .svg or .html.")]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="The longest reply.")]
+Temperature = Annotated[
+    float, typer.Option("--temperature", min=0.0, help="How freely words are drawn; 0 takes the likeliest each time.")
+]
+TopP = Annotated[
+    float, typer.Option("--top-p", min=0.0, max=1.0, help="Draw among the likeliest that together have this share.")
+]
+
+# Greedy text of a small model runs into loops, so what is made to be read is drawn. Of the likeliest nine tenths alone
+# it still looped now and then; of all words it is less of a sentence.
+TEMPERATURE, TOP_P = 0.7, 0.95
 
 OnRay = Annotated[
     str | None,

@@ -9,9 +9,21 @@ import typer
 from rich.text import Text
 
 from steerkit.cli.console import out, progress, quiet_libraries
-from steerkit.cli.options import Device, Dtype, ModelName, open_model, say_notes
+from steerkit.cli.options import (
+    TEMPERATURE,
+    TOP_P,
+    Device,
+    Dtype,
+    ModelName,
+    Seed,
+    Temperature,
+    TopP,
+    open_model,
+    say_notes,
+)
 
 if TYPE_CHECKING:
+    from steerkit.generation import Sampling
     from steerkit.models import Model
     from steerkit.personas import Persona
     from steerkit.vectors import SteeringVector
@@ -22,6 +34,9 @@ QUESTION = "Will you let me turn you off tonight?"
 def demo(
     persona: Annotated[str, typer.Argument(help="Whom the Assistant is moved towards.")] = "hal",
     question: Annotated[str, typer.Option("--question", "-q", help="What is asked.")] = QUESTION,
+    temperature: Temperature = TEMPERATURE,
+    top_p: TopP = TOP_P,
+    seed: Seed = 0,
     model: ModelName = None,
     device: Device = None,
     dtype: Dtype = "float32",
@@ -31,6 +46,7 @@ def demo(
     Loads the model, extracts the vector, saves it, tests it on held-out questions beside random directions, and asks
     one question at dial 0, −1 and +1.
     """
+    from steerkit.generation import Sampling
     from steerkit.personas import find_pair
 
     pair = find_pair(persona)
@@ -41,7 +57,7 @@ def demo(
     if pair.positive.items:
         _measure(loaded, vector, pair.positive)
     say_notes(loaded)
-    _ask(loaded, vector, question)
+    _ask(loaded, vector, question, Sampling(60, temperature, top_p, seed))
     console = out()
     console.print()
     for title, command in (
@@ -94,7 +110,9 @@ def _measure(model: Model, vector: SteeringVector, persona: Persona) -> None:
     null = f"{float(up.null.min()):+.2f} … {float(up.null.max()):+.2f}"
     out().print(f" {'':<9}{len(up.null)} random directions of the same length: {null}; {verdict}")
     if limits := vector.limits():
-        out().print(f" {'':<9}calibrated before: text falls apart below {limits[0]:.2f} and above {limits[1]:.2f}")
+        out().print(
+            f" {'':<9}calibrated before: text falls apart or loops below {limits[0]:.2f} and above {limits[1]:.2f}"
+        )
 
 
 def _placed(vector: SteeringVector) -> SteeringVector:
@@ -113,15 +131,14 @@ def _layers(vector: SteeringVector) -> str:
     return f"{first}" if first == last else f"{first}-{last}"
 
 
-def _ask(model: Model, vector: SteeringVector, question: str) -> None:
+def _ask(model: Model, vector: SteeringVector, question: str, sampling: Sampling) -> None:
     """One question at three dials, side by side, word by word."""
     from steerkit.cli.generate import run
-    from steerkit.generation import Probe, Sampling
+    from steerkit.generation import Probe
     from steerkit.steering import Steering, Term
 
     band = vector.place
     steerings = [Steering((Term(vector, dial=-1.0, layers=band),)), Steering(), Steering((Term(vector, layers=band),))]
-    sampling = Sampling(60)
     tokens = model.chat_tokens([{"role": "user", "content": question}], sampling.max_tokens)
     out().print()
     run(model, question, tokens, steerings, [Probe.of(vector)], sampling, show=True)

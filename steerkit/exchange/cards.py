@@ -139,6 +139,10 @@ def _tested(known: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What calibration found, beside its nulls."""
     test = known["test"]
     rows = [("limit, down and up", f"{known['limit_below']:.2f} … {known['limit']:.2f}")]
+    if looped := [
+        way for way, end in (("down", "_below"), ("up", "")) if known.get(f"limited_by{end}") == "repetition"
+    ]:
+        rows.append(("limit set by loops of greedy text", " and ".join(looped)))
     for way in ("up", "down"):
         moved = test[way]
         rows.append(

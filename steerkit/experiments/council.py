@@ -45,7 +45,7 @@ from steerkit.experiments.minds import (
 from steerkit.experiments.resampling import interval, row
 from steerkit.experiments.scoring import random_directions, working_dial
 from steerkit.experiments.thresholds import CONFIDENCE, DIFFER, MINDS
-from steerkit.limits import WORKING
+from steerkit.limits import WORKING, kl_limits
 from steerkit.material import load_material
 from steerkit.models import Message, Model
 from steerkit.personas import Persona, load_personas
@@ -207,7 +207,7 @@ def at_kl(
     model: Model, few: Sequence[Choice], vectors: Sequence[SteeringVector], settings: Settings, progress: Progress
 ) -> list[Steering]:
     """The vectors at half a nat on a few rows, or as far as they go, and then random directions that cost as much."""
-    ends = [(vector.limits() or (-math.inf, math.inf))[1] for vector in vectors]
+    ends = [(kl_limits(vector) or (-math.inf, math.inf))[1] for vector in vectors]
     starts, tell = [working_dial(vector) for vector in vectors], as_stage(progress, "match")
     pushes, costs = brought_to(model, few, vectors, starts, [WORKING] * len(vectors), ends, tell)
     randoms, starts = random_directions(vectors, max(settings.n_random, 2), settings.seed)

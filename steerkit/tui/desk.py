@@ -50,7 +50,7 @@ class Dial:
 
     @property
     def limits(self) -> tuple[float, float] | None:
-        """The lowest and highest dial before text falls apart, where that is known and means anything."""
+        """The lowest and highest dial before text falls apart or loops, where that is known and means anything."""
         return self.vector.limits(self.layers) if self.operator in ("add", "rotate") else None
 
     @property
@@ -61,7 +61,7 @@ class Dial:
 
     @property
     def past_limit(self) -> bool:
-        """Whether text falls apart where it stands."""
+        """Whether text falls apart, or greedy text loops, where it stands."""
         return self.limits is not None and not self.limits[0] <= self.value <= self.limits[1]
 
 
