@@ -416,12 +416,11 @@ class Model:
             ModelError: hooks were put on the model in the middle of a text, whose cache they cannot follow.
         """
         assert self.runner is not None, "a model whose blocks are here has a way through them"
-        modules = BatchedForward(HFModules.of(self.original, self.blocks))
-        watched = None
+        watched: Runner | None = None
         if self.hook_points.watched:
             watched = self.hook_points.runner
         elif isinstance(self.runner, LeanRunner) and self._modules_watched:
-            watched = modules
+            watched = self._unwritten
         first = watched or self.runner
         if cache is None or first.owns(cache):
             return first
@@ -430,7 +429,13 @@ class Model:
                 "hooks were put on the model in the middle of a text; begin it anew, and they see all of it"
             )
         # A text that began under somebody's hooks goes on without them.
-        return self.hook_points.runner if self.hook_points.booted and self.hook_points.runner.owns(cache) else modules
+        booted = self.hook_points.booted and self.hook_points.runner.owns(cache)
+        return self.hook_points.runner if booted else self._unwritten
+
+    @cached_property
+    def _unwritten(self) -> Runner:
+        """The way through Hugging Face's own modules."""
+        return BatchedForward(HFModules.of(self.original, self.blocks))
 
     @property
     def _modules_watched(self) -> bool:

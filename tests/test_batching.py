@@ -143,7 +143,7 @@ def test_a_long_prompt_is_read_in_stretches_while_others_speak(
 def test_a_long_prompt_that_several_asked_for_is_read_once(
     prompts: list[list[int]], vectors: Vectors, tiny: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    long = (prompts[1] * 40)[: 3 * STRETCH]
+    long = (prompts[1] * 40)[: STRETCH + 200]
     texts = ("1 hal", "-1 hal", "1 warmth")
     asks = [Ask(long, Steering.parse(text, vectors), (), Sampling(5)) for text in texts]
     other = Ask(long, Steering.parse("1 hal", vectors, everywhere=True), (), Sampling(5))
