@@ -27,6 +27,8 @@ LENGTHS = (6, 4)
 """Tokens of the two rows before the first step."""
 SHORT = (3, 2)
 """The same on some of the blocks only, for which a few tokens are enough."""
+LONG = 40
+"""Tokens of a text on which an edit is tried: what builds up along a text shows on it."""
 EDIT = 1.5
 """What the stream is multiplied with where an edit is tried."""
 EXACT = 1e-3
@@ -173,8 +175,7 @@ def edits_agree(model: Any, reference: Reference, block: Any, l: int, forward: F
         h = stream_of(output) * EDIT
         return h if isinstance(output, Tensor) else type(output)((h, *output[1:]))
 
-    n = min(LENGTHS)
-    tokens = reference.tokens[:, :n]
+    tokens = judge_tokens(model, LONG).to(reference.tokens.device)
     handle = block.register_forward_hook(grow)
     try:
         with torch.inference_mode():

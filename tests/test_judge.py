@@ -178,6 +178,43 @@ def test_rows_that_run_one_by_one_are_what_they_are_in_a_batch(folders: dict[str
             torch.testing.assert_close(ours.readout.scores, theirs.readout.scores, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_positions_that_change_as_a_text_grows_are_those_of_the_model_without_a_cache_at_every_word(
+    tmp_path: Path, kind: str
+) -> None:
+    import transformers as hf
+    from conftest import save_tokenizer
+
+    tables = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "original_max_position_embeddings": 16}
+    rope = {"rope_type": kind, "rope_theta": 1e4, **({"factor": 8.0} if kind == "dynamic" else tables)}
+    shape = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    longest = 16 if kind == "dynamic" else 128
+    torch.manual_seed(0)
+    config = hf.LlamaConfig(
+        vocab_size=400, **shape, max_position_embeddings=longest, rope_parameters=rope, eos_token_id=1
+    )
+    made = hf.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for name, weight in made.named_parameters():
+            if weight.dim() > 1 and "embed" not in name:
+                weight.mul_(4.0)
+    made.save_pretrained(tmp_path / kind)
+    save_tokenizer(tmp_path / kind)
+    model = load_model(str(tmp_path / kind), device="cpu")
+    assert model.path == "transformers, row by row"
+    prompts = [[3 + 7 * i for i in range(n)] for n in (9, 14, 15, 16, 17, 30)]
+    for prompt, reply in zip(prompts, complete(model, prompts, sampling=Sampling(6)), strict=True):
+        text, wanted = list(prompt), []
+        while len(wanted) < 6:
+            plain = hf.AutoModelForCausalLM.from_pretrained(tmp_path / kind)
+            with torch.inference_mode():
+                token = int(plain(torch.tensor([text]), use_cache=False).logits[0, -1].argmax())
+            if token in model.end_tokens:
+                break
+            text, wanted = [*text, token], [*wanted, token]
+        assert list(reply.tokens) == wanted
+
+
 def test_a_function_that_fails_in_one_of_several_rows_ends_all_and_leaves_no_hook(folders: dict[str, Path]) -> None:
     model = load_model(str(folders["gpt2"]), device="cpu")
     assert isinstance(model.runner, BatchedForward)
