@@ -747,7 +747,7 @@ def examine(kind: Kind, folder: Path, dtype: str = "float32", columns: Sequence[
 
 CHANGING = frozenset({"cache", "prefixes", "live", "chat", "transformer-lens"})
 """What cannot be held against a whole text at once where positions change when a text grows past a length: the first
-words of a reply were chosen in the shorter text. `test_judge.py` holds such replies against transformers, word by word."""
+words of a reply were chosen in the shorter text. `test_judge.py` compares such replies word by word."""
 NOT_COMPARED = {
     "llama-longrope": CHANGING,
     "phi4-mini": CHANGING,
