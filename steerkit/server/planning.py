@@ -209,10 +209,10 @@ class Planner:
 
     def _texts(self, wish: Wish) -> list[list[int]]:
         assert isinstance(wish, TextWish)
-        found = [
-            list(self.model.tokenizer(prompt).input_ids) if isinstance(prompt, str) else prompt
-            for prompt in wish.prompts
-        ]
+        try:
+            found = [self.model.text_tokens(each) if isinstance(each, str) else each for each in wish.prompts]
+        except PromptError as error:
+            raise ApiFault(400, str(error), "prompt", "unknown_token") from error
         if not found or not all(found):
             raise ApiFault(400, "a prompt is empty; give the model something to go on with", "prompt")
         return found
