@@ -183,10 +183,12 @@ def _load(plan: _Plan, tuned: tuple[Adapter, Fingerprint] | None = None) -> Mode
         blocks, reference = judge.take_reference(original)
         return _find_path(plan, config, original, blocks, reference, [LensModules(bridge, reference.tokens.device)])[0]
 
-    points = HookPoints(lambda: _boot(plan.source, original, tokenizer), lens_path)
+    notes: list[str] = []
+    points = HookPoints(lambda: _boot(plan.source, original, tokenizer, notes), lens_path)
     bridge = points.bridge if plan.engine == "transformer-lens" else None
     with timer.running():
-        blocks, width, runner, notes = _best_path(plan, config, original, bridge)
+        blocks, width, runner, more = _best_path(plan, config, original, bridge)
+    notes += more
     model = Model(
         plan.title,
         len(blocks),
@@ -316,8 +318,10 @@ def _locate(name: str | None, progress: weights.Progress) -> tuple[str, str]:
     return name, weights.model_title(name)
 
 
-def _boot(source: str, original: Any, tokenizer: Any) -> Any:
+def _boot(source: str, original: Any, tokenizer: Any, notes: list[str]) -> Any:
     """A bridge on a loaded model's weights; nothing of them is copied, and the model's own modules stay as they are.
+
+    What it wanted to install is told in `notes`.
 
     Raises:
         ModelError: TransformerLens does not have this architecture, or not with this transformers.
@@ -327,7 +331,7 @@ def _boot(source: str, original: Any, tokenizer: Any) -> Any:
     logging.getLogger("transformer_lens").setLevel(logging.ERROR)
     try:
         # It would install what it lacks for pictures, which text needs nothing of.
-        with no_installs():
+        with no_installs() as refused:
             bridge = TransformerBridge.boot_transformers(  # type: ignore[attr-defined]
                 source,
                 hf_model=share_weights(original),
@@ -342,6 +346,10 @@ def _boot(source: str, original: Any, tokenizer: Any) -> Any:
             f"TransformerLens has no hook points for {type(original).__name__} ({_versions()}: {reason}); "
             "leave out --engine transformer-lens, and transformers' own modules are hooked"
         ) from error
+    notes += [
+        f"TransformerLens wanted to run `{command}`, which was not done; text needs nothing of it"
+        for command in refused
+    ]
     _pass_cache(bridge)
     bridge.eval()
     bridge.requires_grad_(False)

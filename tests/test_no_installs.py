@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from steerkit.loading import load_model
 from steerkit.no_installs import InstallRefused, installs, no_installs
 
 INSTALL = [sys.executable, "-m", "pip", "install", "--no-deps", "a-package-that-nobody-has"]
@@ -56,6 +57,8 @@ def test_a_missing_processor_starts_no_installer_and_the_model_still_loads(
     assert not installer.exists()
     assert getattr(bridge, "processor", None) is None
     assert bridge.tokenizer is not None
+    notes = load_model(str(pictures), device="cpu", engine="transformer-lens").notes
+    assert [note for note in notes if "wanted to run `uv pip install torchvision -q`, which was not done" in note]
 
 
 @pytest.mark.parametrize(
