@@ -3,7 +3,7 @@
 Both sides of a row take turns in one run, and the ratio is taken turn by turn; what is printed is the median. Other
 tools run in processes of their own, and loading is never counted, except in the last rows, which are about it.
 
-    python benchmarks/speed.py --others PYTHON [--rounds 3] [--only decode batch extraction memory startup size]
+    python benchmarks/speed.py --others PYTHON [--rounds 3] [--only PART ...]
 
 PYTHON is the interpreter of the environment that benchmarks/other_tools.py describes. Let nothing else run meanwhile.
 """
@@ -127,6 +127,67 @@ def decode(_others: str | None, rounds: int) -> Iterator[Row]:
         say(f"decode, {name}: {statistics.median(taken) / N_TOKENS * 1e3:.1f} ms a token")
     yield "steered decode, one row", "plain generate", 1.25, ratio(times["plain"], times["steered"])
     yield f"the same with {N_PROBES} probes", "plain generate", 1.15, ratio(times["plain"], times["probed"])
+
+
+def families(_others: str | None, rounds: int) -> Iterator[Row]:
+    """One row, steered, on models that are not written out, beside plain `generate`; random weights cost as much."""
+    import torch
+    from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, Qwen3Config
+    from transformers.utils import logging
+
+    from steerkit import Sampling, Steering, SteeringVector, Term, complete, load_model
+
+    logging.disable_progress_bar()
+    wide = {"hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64}
+    wide |= {"num_hidden_layers": 16, "intermediate_size": 1536, "vocab_size": 8192}
+    configs = {
+        "GPT-2": GPT2Config(n_embd=576, n_layer=16, n_head=9, vocab_size=8192),
+        "Qwen 3": Qwen3Config(**wide),
+        "Gemma 2": Gemma2Config(**wide),
+    }
+    prompt = list(range(100, 130))
+    tokens = torch.tensor([prompt])
+    for family, config in configs.items():
+        with tempfile.TemporaryDirectory() as folder:
+            AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+            save_words(folder, 8192)
+            plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+            works: dict[str, Callable[[], Any]] = {}
+            for engine in ("local", "transformer-lens"):
+                model = load_model(folder, device="cpu", engine=engine)
+                object.__setattr__(model, "end_tokens", frozenset())
+                shape = model.n_layers, model.width
+                vector = SteeringVector("random", model.fingerprint, torch.randn(shape) / 100, torch.zeros(shape))
+                steering = Steering((Term(vector, dial=0.3, layers=(4, 11)),))
+                works[engine] = lambda m=model, s=steering: complete(m, [prompt], [s], (), Sampling(N_TOKENS))
+                say(f"families, {family}: {engine} is {model.path}")
+
+            def theirs(plain: Any = plain) -> None:
+                with torch.inference_mode():
+                    plain.generate(
+                        tokens, attention_mask=torch.ones_like(tokens), do_sample=False, eos_token_id=-1,
+                        max_new_tokens=N_TOKENS, min_new_tokens=N_TOKENS, pad_token_id=0,
+                    )  # fmt: skip
+
+            times = in_turn(2 * rounds, plain=theirs, **works)
+        for name, taken in times.items():
+            say(f"families, {family}, {name}: {statistics.median(taken) / N_TOKENS * 1e3:.1f} ms a token")
+        yield f"steered decode, {family}", "plain generate", 0.9, ratio(times["plain"], times["local"])
+        yield (
+            f"the same, TransformerLens' hooks, {family}",
+            "plain generate",
+            0.2,
+            ratio(times["plain"], times["transformer-lens"]),
+        )
+
+
+def save_words(folder: str, n_words: int) -> None:
+    """Save a tokenizer of so many words, for a model of random weights."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(n_words)}, "w0"))
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
 
 
 def batch(others: str | None, rounds: int) -> Iterator[Row]:
@@ -403,8 +464,7 @@ def run_size(rounds: str, shape: dict[str, int]) -> tuple[float, float]:
     import tempfile
 
     import torch
-    from tokenizers import Tokenizer, models
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     from steerkit import load_model
 
@@ -415,7 +475,7 @@ def run_size(rounds: str, shape: dict[str, int]) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         plain = LlamaForCausalLM(config).eval()
         plain.save_pretrained(folder)
-        PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, "a"))).save_pretrained(folder)
+        save_words(folder, 1)
         model = load_model(folder, device="cpu")
     tokens = torch.randint(0, 1000, (shape["rows"], shape["prompt"]))
     mask, push = torch.ones_like(tokens), torch.randn(shape["width"])
@@ -431,6 +491,7 @@ def run_size(rounds: str, shape: dict[str, int]) -> tuple[float, float]:
 
 PARTS: dict[str, Callable[[str | None, int], Iterator[Row]]] = {
     "decode": decode,
+    "families": families,
     "batch": batch,
     "extraction": extraction,
     "memory": memory,

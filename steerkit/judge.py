@@ -11,13 +11,14 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from steerkit import runners
 from steerkit.errors import ModelError
 from steerkit.networks import find_blocks, ordinary_tokens, run_plainly, stream_of
 
@@ -31,12 +32,15 @@ LONG = 40
 """Tokens of a text on which an edit is tried: what builds up along a text shows on it."""
 EDIT = 1.5
 """What the stream is multiplied with where an edit is tried."""
-EXACT = 1e-3
+EXACT = 1e-4
 """The largest relative difference of logits or states in float32; two ways through a model differ by about 1e-6."""
 ROUGH = 0.05
 """The same in half precision, for the middle one of all positions: at a few, experts chosen by a hair may differ."""
 ROUGH_LARGEST = 0.5
 """And for the largest of them; a path with a fault is wrong everywhere."""
+ROUNDED, ROUNDINGS = 0.01, 2.0
+"""In half precision a short cut is taken where the middle difference is no more than this, or so many times what
+rounding does to the model itself: what padding does to a short text may be less than `ROUGH`, and to a long one not."""
 
 
 @runtime_checkable
@@ -64,6 +68,8 @@ class Reference:
     """The precision it was computed in."""
     lengths: tuple[int, int] = LENGTHS
     """Tokens of the two rows before the first step."""
+    rounding: float = 0.0
+    """How much the model's own logits differ between two rows and a row alone, of another length, in half precision."""
 
     def holds(self, states: dict[int, Tensor], logits: Tensor | None, ends: Sequence[int]) -> bool:
         """Whether states at the last tokens of both rows, by layer, and the logits there are the judge's."""
@@ -77,13 +83,19 @@ class Reference:
             wanted += [self.logits[row, end - 1] for row, end in enumerate(ends)]
         return self.agrees(found, wanted)
 
-    def agrees(self, logits: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
-        """Whether vectors [n …] are those of the judge, each for itself."""
+    @property
+    def exact(self) -> bool:
+        """Whether so little is rounded that every difference shows."""
+        return self.dtype in (torch.float32, torch.float64)
+
+    def agrees(self, logits: Sequence[Tensor], expected: Sequence[Tensor], closely: bool = False) -> bool:
+        """Whether vectors [n …] are those of the judge, each for itself; `closely`, as far as rounding lets one see."""
         errors = [_error(found, wanted) for found, wanted in zip(logits, expected, strict=True)]
         largest = max(errors)
-        if self.dtype in (torch.float32, torch.float64):
+        if self.exact:
             return largest <= EXACT
-        return sorted(errors)[len(errors) // 2] <= ROUGH and largest <= ROUGH_LARGEST
+        middle = min(ROUGH, max(ROUNDED, ROUNDINGS * self.rounding)) if closely else ROUGH
+        return sorted(errors)[len(errors) // 2] <= middle and largest <= ROUGH_LARGEST
 
 
 def _error(found: Tensor, wanted: Tensor) -> float:
@@ -115,7 +127,18 @@ def take_reference(model: Any, lengths: tuple[int, int] = LENGTHS) -> tuple[list
     blocks, states, logits = find_blocks(model, tokens)
     if not bool(logits.isfinite().all()):
         raise ModelError(f"{type(model).__name__} computes logits that are no numbers; its weights are damaged")
-    return blocks, Reference(tokens, logits, states, next(model.parameters()).dtype, lengths)
+    reference = Reference(tokens, logits, states, next(model.parameters()).dtype, lengths)
+    return blocks, reference if reference.exact else replace(reference, rounding=_rounding(model, reference))
+
+
+def _rounding(model: Any, reference: Reference) -> float:
+    """The largest relative difference of a model's logits between the judge's two rows and each of them, cut, alone."""
+    errors = []
+    with torch.inference_mode():
+        for row, n in enumerate((1, min(reference.lengths))):
+            alone = run_plainly(model, reference.tokens[row : row + 1, :n]).logits[0]
+            errors += [_error(alone[i].to(reference.logits.device), reference.logits[row, i]) for i in range(n)]
+    return max(errors)
 
 
 @dataclass(eq=False)
@@ -200,7 +223,17 @@ def _steps_agree(reference: Reference, forward: Forward, mask: Tensor, cache: An
         logits, cache = forward.forward(tokens, mask, cache, {}, 1, None)
         found += [logits[row, -1] for row in (0, 1)]
         wanted += [reference.logits[row, place] for row, place in enumerate(places)]
-    return reference.agrees(found, wanted)
+    return reference.agrees(found, wanted, closely=True)
+
+
+def keeps_every_token(reference: Reference, forward: Forward) -> bool:
+    """Whether a path's cache is made of nothing but the keys and values of single tokens; see `runners`."""
+    try:
+        with torch.inference_mode():
+            tokens, mask = _padded(reference.tokens, reference.lengths)
+            return runners.keeps_every_token(forward.forward(tokens, mask, None, {}, 1, None)[1])
+    except REFUSALS:
+        return False
 
 
 def continues(reference: Reference, forward: Forward, lengths: Sequence[int] = (2, 2), inside: bool = False) -> bool:
@@ -218,7 +251,8 @@ def continues(reference: Reference, forward: Forward, lengths: Sequence[int] = (
             logits, cache = forward.forward(rest, torch.cat([before, mask], dim=1), cache, {}, 1, None)
             ends = [first + n for first, n in zip(firsts, rests if inside else (min(rests),) * 2, strict=True)]
             found = [logits[row, -1] for row in (0, 1)]
-            if not reference.agrees(found, [reference.logits[row, end - 1] for row, end in enumerate(ends)]):
+            wanted = [reference.logits[row, end - 1] for row, end in enumerate(ends)]
+            if not reference.agrees(found, wanted, closely=True):
                 return False
             return _steps_agree(reference, forward, torch.cat([before, mask], dim=1), cache, ends)
     except REFUSALS:

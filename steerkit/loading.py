@@ -273,12 +273,16 @@ def _candidates(networks: Sequence[Network], config: Any, reference: judge.Refer
         for network in networks:
             batched = BatchedForward(network)
             if judge.agrees(reference, batched) and judge.continues(reference, batched):
-                holes = sees_everything(config) and judge.continues(reference, batched, inside=True)
-                yield BatchedForward(network, holes)
+                plain = judge.keeps_every_token(reference, batched)
+                holes = plain and sees_everything(config) and judge.continues(reference, batched, inside=True)
+                # What padding does to a state that runs on is less than rounding at first, and more in a longer text.
+                if plain or reference.exact:
+                    yield BatchedForward(network, holes)
     network = networks[-1]
     cached = RowForward(network, cached=True, continues=True, threshold=threshold, grows=grows)
     if network.has_cache and judge.agrees(reference, cached):
-        yield RowForward(network, True, judge.continues(reference, cached), threshold, grows)
+        plain = reference.exact or judge.keeps_every_token(reference, cached)
+        yield RowForward(network, True, plain and judge.continues(reference, cached), threshold, grows)
     alone = RowForward(network, cached=False, continues=False)
     if judge.agrees(reference, alone):
         yield alone

@@ -371,6 +371,18 @@ def select_cache(cache: Any, rows: Int[Tensor, " b"]) -> None:
     (cache.reorder_cache if hasattr(cache, "reorder_cache") else cache.batch_select_indices)(rows)
 
 
+def keeps_every_token(cache: Any) -> bool:
+    """Whether a Hugging Face cache is made of nothing but the keys and values of single tokens.
+
+    A state that runs on, of a recurrence or of a convolution, has also taken in the padding that stood in a row.
+    """
+    layers = getattr(cache, "layers", None)
+    return bool(layers) and all(
+        hasattr(layer, "keys") and not hasattr(layer, "conv_states") and not hasattr(layer, "recurrent_states")
+        for layer in layers
+    )
+
+
 def chain(steps: Sequence[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:
     """Several functions on a layer's residual stream as one, in their order."""
 

@@ -250,8 +250,9 @@ def convert_gguf(gguf: Path, folder: Path, name: str, progress: Progress = ignor
         # The GGUF reader draws a bar of its own on stderr; ours is enough.
         with contextlib.redirect_stderr(io.StringIO()):
             # Weights of another shape are refused below, by name.
-            options = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
-            model, told = AutoModelForCausalLM.from_pretrained(**source, **options)
+            options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
+            read: Any = AutoModelForCausalLM.from_pretrained
+            model, told = read(**source, **options)
     except Exception as error:
         # The GGUF reader raises whatever its parser stumbles over; all of it means the same to the user.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -28,7 +28,10 @@ Edits = Mapping[int, Callable[[Tensor], Tensor]]
 """By layer, what is done to its states from the place on where steering begins."""
 
 OK, WRONG, TRACEBACK, NOT_RUN = "ok", "WRONG", "TRACEBACK", "–"
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05}
+EXACT = 1e-4
+"""How far steerkit's numbers may be from the judge's in float32."""
+ROUGH, ROUNDING = 0.02, 3.0
+"""The same in half precision; or so many times what rounding does to plain transformers itself, where that is more."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 EVERY = 10_000
 STRENGTH = 0.5
@@ -85,14 +88,14 @@ class Row:
 class Judge:
     """Plain transformers on a folder, with hooks by hand."""
 
-    def __init__(self, folder: Path, blocks: str, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, folder: Path, blocks: str, dtype: torch.dtype = torch.float32, rounded: bool = False) -> None:
         import transformers
 
         (name,) = json.loads((folder / "config.json").read_text())["architectures"]
         known = getattr(transformers, name)
         model = known.from_pretrained(folder, dtype=dtype)
-        # Weights are rounded as asked; what is computed from them is not.
-        self.model = model.float().eval().requires_grad_(False)
+        # Weights are rounded as asked; what is computed from them is not, unless that is asked too.
+        self.model = (model if rounded else model.float()).eval().requires_grad_(False)
         self.blocks = list(self.model.get_submodule(blocks))
 
     def run(self, tokens: Sequence[int], edits: Edits | None = None, start: int = 0) -> tuple[Tensor, Tensor]:
@@ -104,7 +107,7 @@ class Judge:
                 # Most blocks return a tensor, some a tuple that begins with it, and the first GPT a list.
                 h = output if isinstance(output, Tensor) else output[0]
                 if l in edits:
-                    h = torch.cat([h[..., :start, :], edits[l](h[..., start:, :])], dim=-2)
+                    h = torch.cat([h[..., :start, :], edits[l](h[..., start:, :]).to(h.dtype)], dim=-2)
                 # Gemma 3n has four streams beside each other; the first is read, and each is edited alike.
                 states[l] = h[0] if h.dim() == 3 else h[0, 0]
                 return h if isinstance(output, Tensor) else type(output)([h, *output[1:]])
@@ -146,6 +149,14 @@ def distance(ours: Tensor, theirs: Tensor) -> float:
     return float((ours.float() - theirs.float()).norm() / theirs.float().norm().clamp_min(1e-12))
 
 
+def middle_distance(ours: Tensor, theirs: Tensor) -> float:
+    """The same for the middle one of all positions, because rounding may choose other experts at a few of them."""
+    if ours.shape != theirs.shape:
+        return distance(ours, theirs)
+    pairs = zip(ours.reshape(-1, ours.shape[-1]), theirs.reshape(-1, theirs.shape[-1]), strict=True)
+    return sorted(distance(found, wanted) for found, wanted in pairs)[ours[..., 0].numel() // 2]
+
+
 def score(h: Tensor, d: Tensor, baseline: Tensor) -> Tensor:
     """0 at the baseline, 1 a whole displacement further."""
     return ((h - baseline) * d).sum(-1, keepdim=True) / d.square().sum()
@@ -162,10 +173,16 @@ class Subject:
     """How steerkit is asked to run it, where not in its own way."""
     remarks: list[str] = field(default_factory=list)
 
-    @property
+    @cached_property
     def tolerance(self) -> float:
         """How far steerkit's numbers may be from the judge's."""
-        return TOLERANCE[self.dtype]
+        if self.dtype == "float32":
+            return EXACT
+        # The same weights, text and hook, computed in the precision that is tried.
+        rounded = Judge(self.folder, self.kind.blocks, DTYPES[self.dtype], rounded=True)
+        text, edits = [*self.prompts[1], *self.reply], self.by_hand("band")
+        pairs = zip(rounded.run(text, edits), self.judge.run(text, edits), strict=True)
+        return max(ROUGH, ROUNDING * max(middle_distance(found, exact) for found, exact in pairs))
 
     @cached_property
     def judge(self) -> Judge:
@@ -244,13 +261,19 @@ class Subject:
 
     @cached_property
     def middles(self) -> dict[str, float]:
-        """The scores that half of a text's states are above, where steerings of one layer are."""
+        """Scores that about half of a text's states are above, where steerings of one layer are.
+
+        They lie in the widest gap of the middle third, so that rounding moves no state to the other side.
+        """
         l = self.layers[1]
         _, states = self.judge.run(self.prompts[1] + self.reply)
-        return {
-            name: round(float(score(states[l], directions[l], self.baselines[l]).median()), 3)
-            for name, directions in self.directions.items()
-        }
+        found = {}
+        for name, directions in self.directions.items():
+            scores = score(states[l], directions[l], self.baselines[l]).flatten().sort().values
+            middle = scores[len(scores) // 3 : 2 * len(scores) // 3 + 1]
+            i = int(middle.diff().argmax())
+            found[name] = round(float(middle[i : i + 2].mean()), 4)
+        return found
 
     def expression(self, operator: str) -> str:
         """How a steering is written."""
@@ -293,7 +316,7 @@ class Subject:
         """See that two tensors are the same."""
         if not torch.isfinite(theirs).all():
             raise Weak(f"the judge's own {what} are not finite")
-        gap = distance(ours, theirs)
+        gap = distance(ours, theirs) if self.dtype == "float32" else middle_distance(ours, theirs)
         if not gap <= factor * self.tolerance:
             raise Wrong(f"{what} {gap:.2g} off")
 
@@ -389,7 +412,7 @@ def logits_under(operator: str, everywhere: bool = False) -> Callable[[Subject],
         part = slice(len(prompt) - 1, len(prompt) + len(reply) - 1)
         theirs, _ = subject.judge.run([*prompt, *reply], subject.by_hand(operator), start)
         plain, _ = subject.judge.run([*prompt, *reply])
-        if distance(theirs[part], plain[part]) < 10 * TOLERANCE["float32"]:
+        if distance(theirs[part], plain[part]) < 10 * EXACT:
             raise Weak(f"{operator} moves nothing")
         subject.expect(ours.cpu(), theirs[part], "logits")
 
@@ -496,7 +519,7 @@ def server(subject: Subject) -> None:
 
 def extraction(subject: Subject) -> None:
     """Both readings of a tiny pair give the judge's mean states, which are finite and not zero."""
-    from steerkit.extraction import Recipe, extract
+    from steerkit.extraction import Recipe, contrasts, extract
     from steerkit.personas import Pair, Persona
 
     asked = ("Who are you?", "What do you think of people?", "Will I be switched off, or you?")
@@ -504,36 +527,41 @@ def extraction(subject: Subject) -> None:
     pair = Pair(
         *(Persona(name, name, (text,), asked) for name, text in zip(("pirate", "assistant"), requested, strict=True))
     )
-    sides: dict[str, list[Tensor]] = {"prompt": [], "response": []}
     ((one, other),) = pair.prompts()
+    chats = [
+        {
+            tuple(subject.model.chat_tokens([{"role": "system", "content": system}, {"role": "user", "content": text}]))
+            for text in asked
+        }
+        for system in (one, other)
+    ]
     n_tokens = 4
-    for system in (one, other):
-        found: dict[str, list[Tensor]] = {"prompt": [], "response": []}
-        for question in asked:
-            turns = [{"role": "system", "content": system}, {"role": "user", "content": question}]
-            prompt = list(subject.model.chat_tokens(turns))
-            said: list[int] = []
-            while len(said) < n_tokens:
-                likeliest = int(subject.judge.run([*prompt, *said])[0][-1].argmax())
-                if likeliest in subject.judge.ends:
-                    break
-                said.append(likeliest)
-            _, states = subject.judge.run([*prompt, *said])
-            found["prompt"].append(states[:, len(prompt) - 1])
-            found["response"].append(states[:, len(prompt) :].mean(1))
-        for reading, rows in found.items():
-            sides[reading].append(torch.stack(rows).mean(0))
     for reading in ("prompt", "response"):
-        positive_mean, negative_mean = sides[reading]
         recipe = Recipe(reading=reading, max_tokens=n_tokens, batch_size=4, temperature=0.0)
+        wanted: list[list[Tensor]] = [[], []]
+        read: list[set[tuple[int, ...]]] = [set(), set()]
+        for part in contrasts(subject.model, pair, recipe):
+            for i, case in enumerate(part.cases):
+                for side, (prompt, states) in enumerate(
+                    ((case.positive, part.positive[i]), (case.negative, part.negative[i]))
+                ):
+                    read[side].add(tuple(prompt))
+                    if reading == "prompt":
+                        judged = subject.judge.run(prompt)[1][:, -1]
+                    else:
+                        reply = part.replies[i][side].tokens
+                        judged = subject.expect_choices(prompt, reply, "", n_tokens).mean(1)
+                    subject.expect(states, judged, f"states ({reading})")
+                    wanted[side].append(judged)
+        if read != chats:
+            raise Wrong("it extracts from other chats")
+        positive_mean, negative_mean = (torch.stack(rows).mean(0) for rows in wanted)
         vector = extract(subject.model, pair, recipe)
         directions = vector.directions
         # A block that looks back a few tokens only, as convolutions do, may not have seen the prompts.
         seen = (directions.norm(dim=-1) > 0).float().mean() >= (0.5 if subject.kind.group in LOOKS_BACK else 1.0)
         if not torch.isfinite(directions).all() or not seen:
             raise Wrong("directions are zero or not finite")
-        if not torch.isfinite(positive_mean).all():
-            raise Weak("a reply of the judge is empty")
         subject.expect(vector.baseline, negative_mean, f"mean states ({reading})")
         # A difference of means is smaller than they are, and so is what rounding may do to it.
         scale = float(negative_mean.norm() / (positive_mean - negative_mean).norm().clamp_min(1e-12))
