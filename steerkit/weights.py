@@ -250,7 +250,8 @@ def convert_gguf(gguf: Path, folder: Path, name: str, progress: Progress = ignor
         # The GGUF reader draws a bar of its own on stderr; ours is enough.
         with contextlib.redirect_stderr(io.StringIO()):
             # Weights of another shape are refused below, by name.
-            options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
+            options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True}
+            options["ignore_mismatched_sizes"] = True
             read: Any = AutoModelForCausalLM.from_pretrained
             model, told = read(**source, **options)
     except Exception as error:
