@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -41,6 +42,15 @@ ROUGH_LARGEST = 0.5
 ROUNDED, ROUNDINGS = 0.01, 2.0
 """In half precision a short cut is taken where the middle difference is no more than this, or so many times what
 rounding does to the model itself: what padding does to a short text may be less than `ROUGH`, and to a long one not."""
+
+
+REFUSALS = (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError, NotImplementedError)
+"""What a model raises on a way that is not for it."""
+
+
+def versions() -> str:
+    """The libraries that decide what is computed."""
+    return ", ".join(f"{name} {version(name)}" for name in ("transformers", "transformer-lens", "torch"))
 
 
 @runtime_checkable
@@ -121,10 +131,17 @@ def take_reference(model: Any, lengths: tuple[int, int] = LENGTHS) -> tuple[list
         lengths: tokens of two rows before the first step
 
     Raises:
-        ModelError: it has no blocks that states pass one by one, or computes what is no number.
+        ModelError: it cannot be run, has no blocks that states pass one by one, or computes what is no number.
     """
     tokens = judge_tokens(model, max(lengths) + N_STEPS).to(model.get_input_embeddings().weight.device)
-    blocks, states, logits = find_blocks(model, tokens)
+    try:
+        blocks, states, logits = find_blocks(model, tokens)
+    except REFUSALS as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        raise ModelError(
+            f"{type(model).__name__} fails in plain transformers ({versions()}: {reason}); try another --dtype, or "
+            "install the versions of constraints.txt"
+        ) from error
     if not bool(logits.isfinite().all()):
         raise ModelError(f"{type(model).__name__} computes logits that are no numbers; its weights are damaged")
     reference = Reference(tokens, logits, states, next(model.parameters()).dtype, lengths)
@@ -158,10 +175,6 @@ class _Recorder:
             return read
 
         return {l: [reader(l)] for l in range(n_layers)}
-
-
-REFUSALS = (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError, NotImplementedError)
-"""What a model raises on a way that is not for it."""
 
 
 def agrees(reference: Reference, forward: Forward, keep: int = 1) -> bool:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -231,7 +230,7 @@ def _best_path(plan: _Plan, config: Any, original: Any, bridge: Any) -> tuple[li
         if _lean_agrees(lean, original):
             return list(original.model.layers), int(config.hidden_size), lean, notes
         notes.append(
-            f"the written-out path disagrees with {_versions()} on {plan.title}; transformers' modules are used"
+            f"the written-out path disagrees with {judge.versions()} on {plan.title}; transformers' modules are used"
         )
     blocks, reference = judge.take_reference(original)
     networks: list[Network] = [HFModules.of(original, blocks, places) for places in (None, False)]
@@ -257,8 +256,8 @@ def _find_path(
     if runner is None or (elsewhere and not judge.edits_agree(original, reference, blocks[middle], middle, runner)):
         raise ModelError(
             f"no way through {plan.title} ({type(original).__name__}) by {networks[0].name} computes what the model "
-            f"computes without a cache ({_versions()}); it may look ahead, or these versions do not fit each other: "
-            "install those of constraints.txt"
+            f"computes without a cache ({judge.versions()}); it may look ahead, or these versions do not fit each "
+            "other: install those of constraints.txt"
         )
     if not isinstance(runner, RowForward):
         return runner, []
@@ -299,11 +298,6 @@ def _lean_agrees(lean: LeanRunner, original: Any) -> bool:
     few = sorted({0, original.config.num_hidden_layers - 1})
     _, reference = judge.take_reference(judge.only(original, few), judge.SHORT)
     return judge.agrees(reference, lean.only(few), keep=0)
-
-
-def _versions() -> str:
-    """The libraries that decide what is computed."""
-    return ", ".join(f"{name} {version(name)}" for name in ("transformers", "transformer-lens", "torch"))
 
 
 def _locate(name: str | None, progress: weights.Progress) -> tuple[str, str]:
@@ -347,7 +341,7 @@ def _boot(source: str, original: Any, tokenizer: Any, notes: list[str]) -> Any:
         # It raises whatever it stumbles over; all of it means that it does not have this model.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
         raise ModelError(
-            f"TransformerLens has no hook points for {type(original).__name__} ({_versions()}: {reason}); "
+            f"TransformerLens has no hook points for {type(original).__name__} ({judge.versions()}: {reason}); "
             "leave out --engine transformer-lens, and transformers' own modules are hooked"
         ) from error
     notes += [

@@ -13,6 +13,9 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Every worker has a core of its own.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from conftest import LAYERS, WIDTH, make_vector, save_model
 from torch import Tensor
+from zoo import ZOO, build
 
 from steerkit import judge, networks
 from steerkit.errors import ModelError
@@ -282,3 +284,29 @@ def test_judging_the_default_model_costs_little_of_loading_it() -> None:
     assert path == "llama"
     # The goal is 5 %; a busy machine makes single figures swing.
     assert float(seconds) < 0.15 * float(loading)
+
+
+@pytest.mark.parametrize("name", ["jamba", "lfm2"])
+def test_a_state_that_runs_on_meets_no_padding_that_rounding_would_hide(name: str, tmp_path: Path) -> None:
+    folder = build(ZOO[name], tmp_path / name)
+    exact, rounded = (load_model(str(folder), device="cpu", dtype=dtype) for dtype in ("float32", "bfloat16"))
+    assert not exact.holes or exact.path.startswith("transformers, row by row")
+    assert rounded.path == "transformers, row by row"
+    assert not rounded.continues
+    assert "runs each row of a batch one after another" in rounded.notes[0]
+
+
+def test_the_judge_that_cannot_be_run_is_one_line_that_names_versions(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_given: Any, **_named: Any) -> None:
+        raise RuntimeError("expected scalar type Float but found BFloat16\nmore")
+
+    monkeypatch.setattr("transformers.GPT2LMHeadModel.forward", fails)
+    with pytest.raises(ModelError) as told:
+        load_model(str(folders["gpt2"]), device="cpu")
+    line = str(told.value)
+    assert re.match(
+        r"GPT2LMHeadModel fails in plain transformers \(transformers [\d.]+, transformer-lens [\d.]+, torch ", line
+    )
+    assert line.endswith("found BFloat16); try another --dtype, or install the versions of constraints.txt")
