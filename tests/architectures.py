@@ -73,7 +73,7 @@ class Row:
     @property
     def faults(self) -> dict[str, Outcome]:
         """What must not be: wrong numbers, tracebacks, and refusals where the table says that it must be right."""
-        allowed = MAY_BE_REFUSED if ZOO[self.name].expected != EITHER else COLUMNS
+        allowed = COLUMNS if ZOO[self.name].expected in (EITHER, REFUSED) else MAY_BE_REFUSED
         return {
             column: outcome
             for column, outcome in self.outcomes.items()

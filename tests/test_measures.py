@@ -248,11 +248,11 @@ def test_neutral_questions_and_texts_are_about_no_persona() -> None:
 
 
 def test_a_steering_that_silences_the_model_is_not_free(tiny: Model, prompts: list[list[int]]) -> None:
-    spoken = complete(tiny, prompts[:1], sampling=Sampling(1))[0].tokens
+    strong = Steering((Term(make_vector("hal", tiny.fingerprint), dial=0.2),))
+    spoken = complete(tiny, prompts[:1] * 2, [Steering(), strong], sampling=Sampling(1))
     with pytest.MonkeyPatch.context() as patch:
-        # The token that would be said first ends a reply now, and under no steering and every steering nothing is said.
-        patch.setitem(tiny.__dict__, "end_tokens", frozenset(spoken))
-        strong = Steering((Term(make_vector("hal", tiny.fingerprint), dial=0.2),))
+        # What would be said first, steered or not, ends a reply now, so that nothing is said.
+        patch.setitem(tiny.__dict__, "end_tokens", frozenset(reply.tokens[0] for reply in spoken))
         (text,) = write_texts(tiny, prompts[:1], [strong], 4)
     assert text.replies == ("",)
     assert len(text.divergences) == 1

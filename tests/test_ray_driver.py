@@ -141,7 +141,7 @@ def test_a_driver_that_is_stopped_leaves_its_lines_and_no_workers(
             stderr=stream,
             start_new_session=True,
         )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while child.poll() is None and time.monotonic() < deadline and not (path.exists() and path.read_bytes()):
         time.sleep(0.02)
     child.send_signal(sent)
