@@ -21,7 +21,7 @@ from torch import Tensor
 
 from steerkit import runners
 from steerkit.errors import ModelError
-from steerkit.networks import find_blocks, ordinary_tokens, run_plainly, stream_of
+from steerkit.networks import find_blocks, input_device, ordinary_tokens, run_plainly, stream_of
 
 N_STEPS = 3
 """Steps from the cache."""
@@ -133,7 +133,7 @@ def take_reference(model: Any, lengths: tuple[int, int] = LENGTHS) -> tuple[list
     Raises:
         ModelError: it cannot be run, has no blocks that states pass one by one, or computes what is no number.
     """
-    tokens = judge_tokens(model, max(lengths) + N_STEPS).to(model.get_input_embeddings().weight.device)
+    tokens = judge_tokens(model, max(lengths) + N_STEPS).to(input_device(model))
     try:
         blocks, states, logits = find_blocks(model, tokens)
     except REFUSALS as error:

@@ -23,7 +23,7 @@ from steerkit.errors import ModelError, SteerkitError, nearest
 from steerkit.fingerprints import Fingerprint
 from steerkit.forward import BatchedForward, RowForward
 from steerkit.models import HookPoints, Judgement, Model, final_norm
-from steerkit.networks import HFModules, LensModules, Network, share_weights
+from steerkit.networks import HFModules, LensModules, Network, is_spread, share_weights
 from steerkit.no_installs import no_installs
 from steerkit.runners import LeanRunner, Runner, changes_with_length, context_of, sees_everything
 from steerkit.whole import causal_class, load_whole, read_config, read_tokenizer, require_numbers
@@ -188,6 +188,9 @@ def _load(plan: _Plan, tuned: tuple[Adapter, Fingerprint] | None = None) -> Mode
     with timer.running():
         blocks, width, runner, more = _best_path(plan, config, original, bridge)
     notes += more
+    if is_spread(original):
+        places = sorted({str(place) for place in getattr(original, "hf_device_map", {}).values()})
+        notes.append(f"{plan.title} is spread over {', '.join(places)}; what is not on an accelerator makes it slow")
     model = Model(
         plan.title,
         len(blocks),
@@ -225,7 +228,8 @@ def _best_path(plan: _Plan, config: Any, original: Any, bridge: Any) -> tuple[li
         ModelError: none agrees.
     """
     notes: list[str] = []
-    if bridge is None and LeanRunner.fits(config) and changes_with_length(config) is None:
+    one_place = LeanRunner.fits(config) and changes_with_length(config) is None and not is_spread(original)
+    if bridge is None and one_place:
         lean = LeanRunner(original)
         if _lean_agrees(lean, original):
             return list(original.model.layers), int(config.hidden_size), lean, notes

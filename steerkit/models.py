@@ -28,7 +28,7 @@ from steerkit.chat_templates import (
 from steerkit.errors import ModelError, PromptError, nearest
 from steerkit.fingerprints import Fingerprint
 from steerkit.forward import BatchedForward
-from steerkit.networks import HFModules
+from steerkit.networks import HFModules, input_device
 from steerkit.passages import Engine, Passage
 from steerkit.runners import LeanRunner, Runner
 from steerkit.thinking import MODES, Thoughts
@@ -138,8 +138,8 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.original.parameters()).device
+        """Where the weights are; the first of them, if they are spread."""
+        return input_device(self.original)
 
     @property
     def dtype(self) -> torch.dtype:

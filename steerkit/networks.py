@@ -102,7 +102,7 @@ class HFModules:
         names = inspect.signature(model.forward).parameters
         cache_name = next((name for name in CACHE_NAMES if name in names), None)
         positions = "position_ids" in names if takes_positions is None else takes_positions
-        device = model.get_input_embeddings().weight.device
+        device = input_device(model)
         return cls(model, blocks, cache_name, positions, "logits_to_keep" in names, "use_cache" in names, device)
 
     @property
@@ -182,6 +182,21 @@ class LensModules:
             output = self.bridge(tokens, **options)
         logits, made = output if use_cache else (output, None)
         return logits[:, logits.shape[1] - keep :], made
+
+
+def input_device(model: Any) -> torch.device:
+    """Where a Hugging Face model wants its tokens."""
+    embeddings = model.get_input_embeddings()
+    if embeddings.weight.device.type != "meta":
+        return embeddings.weight.device
+    # Weights that there is no room for are fetched for each pass, to where the hook of accelerate says.
+    return torch.device(getattr(getattr(embeddings, "_hf_hook", None), "execution_device", "cpu"))
+
+
+def is_spread(model: Any) -> bool:
+    """Whether a model's weights are on several devices, or some of them are fetched for each pass."""
+    devices = {parameter.device for parameter in model.parameters()}
+    return len(devices) > 1 or any(device.type == "meta" for device in devices)
 
 
 @contextmanager

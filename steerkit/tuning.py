@@ -35,7 +35,7 @@ from steerkit.fingerprints import Fingerprint
 from steerkit.forward import BatchedForward, RowForward
 from steerkit.lessons import Sample, show_samples
 from steerkit.models import Model, ResidualFunction, pad_left
-from steerkit.networks import HFModules
+from steerkit.networks import HFModules, is_spread
 from steerkit.recipes import UNSTEERED, Order, Recipe
 from steerkit.runners import Runner
 from steerkit.steering import Steering, edits
@@ -141,6 +141,8 @@ def require_trainable(model: Model) -> Runner:
         )
     if getattr(model.original.config, "quantization_config", None) is not None:
         raise ModelError(f"{model.name} is quantised, and cannot be trained here; name the model it was made from")
+    if is_spread(model.original):
+        raise ModelError(f"{model.name} is spread over devices, and cannot be trained there; use a single --device")
     if isinstance(model.runner, RowForward) and isinstance(model.runner.network, HFModules):
         return model.runner
     return BatchedForward(HFModules.of(model.original, model.blocks))

@@ -10,11 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import save_model, save_tokenizer
+from conftest import make_vector, save_model, save_tokenizer
 from safetensors.torch import load_file, save_file
 
 from steerkit.errors import ModelError
+from steerkit.exchange.baking import bake
+from steerkit.generation import Probe, Sampling, complete
 from steerkit.loading import load_model
+from steerkit.steering import Steering, Term
+from steerkit.tuning import require_trainable
 
 
 @pytest.fixture(scope="module")
@@ -155,9 +159,56 @@ def test_a_quantised_checkpoint_says_which_library_it_needs(folder: Path) -> Non
 
 
 def test_weights_of_one_model_on_the_devices_that_are_there_say_the_same(whole: Path) -> None:
-    from steerkit.generation import Sampling, complete
-
     pytest.importorskip("accelerate")
     alone, spread = (load_model(str(whole), device=device) for device in ("cpu", "auto"))
     replies = [complete(model, [[3, 4, 5], [6, 7]], sampling=Sampling(6)) for model in (alone, spread)]
     assert [reply.tokens for reply in replies[0]] == [reply.tokens for reply in replies[1]]
+
+
+def halved(plain: Any) -> dict[str, str]:
+    """A device map that keeps every second block on the disk, so that it is fetched for each pass."""
+    places: dict[str, str] = {}
+
+    def walk(module: torch.nn.Module, before: str) -> None:
+        for name, part in module.named_children():
+            if isinstance(part, torch.nn.ModuleList):
+                places.update({f"{before}{name}.{i}": ("cpu", "disk")[i % 2] for i in range(len(part))})
+            elif any(isinstance(inner, torch.nn.ModuleList) for inner in part.modules()):
+                walk(part, f"{before}{name}.")
+            else:
+                places[f"{before}{name}"] = "cpu"
+
+    walk(plain, "")
+    return places
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_a_model_that_has_room_for_half_of_its_blocks_says_and_scores_the_same(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_model(tmp_path / architecture, architecture)
+    alone = load_model(str(folder), device="cpu")
+    places, read = halved(alone.original), type(alone.original).from_pretrained
+
+    def spread_out(source: str, **options: Any) -> Any:
+        assert options.pop("device_map") == "auto"
+        return read(source, device_map=places, offload_folder=str(tmp_path / "disk"), **options)
+
+    monkeypatch.setattr(type(alone.original), "from_pretrained", spread_out)
+    spread = load_model(str(folder), device="auto")
+    assert any(parameter.device.type == "meta" for parameter in spread.original.parameters())
+    assert spread.path == "transformers"
+    assert [note for note in spread.notes if "is spread over cpu, disk" in note]
+    assert spread.fingerprint.difference(alone.fingerprint) is None
+    vector = make_vector("hal", alone.fingerprint)
+    steering, probes = Steering((Term(vector, dial=0.5, layers=(1, 3)),)), [Probe.of(vector)]
+    ours, theirs = (
+        complete(model, [[3, 4, 5], [6, 7]], [steering] * 2, probes, Sampling(6)) for model in (alone, spread)
+    )
+    assert [reply.tokens for reply in ours] == [reply.tokens for reply in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one.readout.scores, other.readout.scores, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ModelError, match="is spread over devices, and is not copied from there; use --device cpu"):
+        bake(spread, steering, tmp_path / "copy")
+    with pytest.raises(ModelError, match="is spread over devices, and cannot be trained there"):
+        require_trainable(spread)

@@ -32,6 +32,7 @@ from steerkit.exchange.copies import biased, course, held, projected, require_ll
 from steerkit.files import new_folder, require_new, write_text
 from steerkit.measures import neutral
 from steerkit.models import Model
+from steerkit.networks import is_spread
 from steerkit.steering import Steering, Term, edits
 from steerkit.weights import Progress, ignore_progress
 from steerkit.whole import load_whole, read_config
@@ -175,6 +176,8 @@ def _plain(model: Model) -> Any:
     """
     if getattr(model.original.config, "quantization_config", None) is not None:
         raise ModelError(f"{model.name} is quantised, and steerkit cannot copy its weights; steer it live with -s")
+    if is_spread(model.original):
+        raise ModelError(f"{model.name} is spread over devices, and is not copied from there; use --device cpu")
     return model.original
 
 
