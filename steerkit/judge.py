@@ -78,6 +78,8 @@ class Reference:
     """The precision it was computed in."""
     lengths: tuple[int, int] = LENGTHS
     """Tokens of the two rows before the first step."""
+    quantised: bool = False
+    """Whether its matrices are, which may round what goes through them, too."""
     rounding: float = 0.0
     """How much the model's own logits differ between two rows and a row alone, of another length, in half precision."""
 
@@ -96,7 +98,7 @@ class Reference:
     @property
     def exact(self) -> bool:
         """Whether so little is rounded that every difference shows."""
-        return self.dtype in (torch.float32, torch.float64)
+        return self.dtype in (torch.float32, torch.float64) and not self.quantised
 
     def agrees(self, logits: Sequence[Tensor], expected: Sequence[Tensor], closely: bool = False) -> bool:
         """Whether vectors [n …] are those of the judge, each for itself; `closely`, as far as rounding lets one see."""
@@ -144,7 +146,8 @@ def take_reference(model: Any, lengths: tuple[int, int] = LENGTHS) -> tuple[list
         ) from error
     if not bool(logits.isfinite().all()):
         raise ModelError(f"{type(model).__name__} computes logits that are no numbers; its weights are damaged")
-    reference = Reference(tokens, logits, states, next(model.parameters()).dtype, lengths)
+    quantised = getattr(model.config, "quantization_config", None) is not None
+    reference = Reference(tokens, logits, states, model.dtype, lengths, quantised)
     return blocks, reference if reference.exact else replace(reference, rounding=_rounding(model, reference))
 
 

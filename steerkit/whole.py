@@ -180,8 +180,9 @@ def require_numbers(model: Any, title: str) -> None:
         ModelError: one is not; its name is told.
     """
     for name, parameter in model.named_parameters():
-        # Weights that are fetched for each pass are not here; what they give is looked at when the model is judged.
-        if parameter.device.type == "meta":
+        # Weights that are fetched for each pass are not here, and quantised ones are of classes of their own. What they
+        # give is looked at when the model is judged.
+        if parameter.device.type == "meta" or type(parameter.data) is not torch.Tensor:
             continue
         if parameter.is_floating_point() and not bool(parameter.detach().sum(dtype=torch.float32).isfinite()):
             # A sum may overflow though no weight does.
