@@ -29,6 +29,8 @@ LENGTHS = (6, 4)
 """Tokens of the two rows before the first step."""
 SHORT = (3, 2)
 """The same on some of the blocks only, for which a few tokens are enough."""
+REORDERED = [1, 0, 1]
+"""The rows at the last step."""
 LONG = 40
 """Tokens of a text on which an edit is tried: what builds up along a text shows on it."""
 EDIT = 1.5
@@ -83,16 +85,21 @@ class Reference:
     rounding: float = 0.0
     """How much the model's own logits differ between two rows and a row alone, of another length, in half precision."""
 
-    def holds(self, states: dict[int, Tensor], logits: Tensor | None, ends: Sequence[int]) -> bool:
-        """Whether states at the last tokens of both rows, by layer, and the logits there are the judge's."""
+    def holds(
+        self, states: dict[int, Tensor], logits: Tensor | None, ends: Sequence[int], rows: Sequence[int] = (0, 1)
+    ) -> bool:
+        """Whether states at the last tokens of some rows, by layer, and the logits there are the judge's.
+
+        `ends` is how many tokens each of the judge's rows has by now.
+        """
         layers = range(self.states.shape[1])
         if set(states) != set(layers):
             return False
-        found = [states[l][row] for l in layers for row in (0, 1)]
-        wanted = [self.states[row, l, end - 1] for l in layers for row, end in enumerate(ends)]
+        found = [states[l][i] for l in layers for i in range(len(rows))]
+        wanted = [self.states[row, l, ends[row] - 1] for l in layers for row in rows]
         if logits is not None:
             found += list(logits)
-            wanted += [self.logits[row, end - 1] for row, end in enumerate(ends)]
+            wanted += [self.logits[row, ends[row] - 1] for row in rows]
         return self.agrees(found, wanted)
 
     @property
@@ -183,11 +190,14 @@ class _Recorder:
 def agrees(reference: Reference, forward: Forward, keep: int = 1) -> bool:
     """Whether a path gives the judge's states and logits in a padded batch, in the prefill and at steps from its cache.
 
+    Before the last step the rows of the cache are put in another order, one of them twice.
+
     Args:
         reference: what the judge says
         forward: the path
         keep: 0 to compare only states at the steps, where logits cost more than the blocks
     """
+    rows = [0, 1]
     try:
         with torch.inference_mode():
             tokens, mask = _padded(reference.tokens, reference.lengths)
@@ -197,10 +207,15 @@ def agrees(reference: Reference, forward: Forward, keep: int = 1) -> bool:
                 n_logits = keep if step else 1
                 functions = recorder.functions(reference.states.shape[1])
                 logits, cache = forward.forward(tokens, mask, cache, functions, n_logits, None)
-                if not reference.holds(recorder.states, logits[:, -1] if n_logits else None, ends):
+                if not reference.holds(recorder.states, logits[:, -1] if n_logits else None, ends, rows):
                     return False
+                if step == N_STEPS - 1:
+                    rows = REORDERED
+                    chosen = torch.tensor(rows, device=tokens.device)
+                    runners.select_cache(cache, chosen)
+                    mask = mask[chosen]
                 if step < N_STEPS:
-                    tokens = torch.stack([reference.tokens[row, end] for row, end in enumerate(ends)])[:, None]
+                    tokens = torch.stack([reference.tokens[row, ends[row]] for row in rows])[:, None]
                     mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             return True
     except REFUSALS:

@@ -363,23 +363,34 @@ def select_rows(
     return tokens[rows], mask[rows]
 
 
+SHARED_CACHES = "transformers.cache_utils"
+"""Where the caches are that many models have in common."""
+
+
 def select_cache(cache: Any, rows: Int[Tensor, " b"]) -> None:
     """Keep these rows of a cache, in this order; a row may be named several times.
 
-    Of Hugging Face's caches, only reordering knows every kind of state: keys and values, convolutions, recurrences.
+    Of Hugging Face's caches, only reordering knows every kind of state: keys and values, convolutions, recurrences. A
+    model with a cache of its own may have written selection anew, for states that reordering does not know.
     """
-    (cache.reorder_cache if hasattr(cache, "reorder_cache") else cache.batch_select_indices)(rows)
+    rewritten = "batch_select_indices" in vars(type(cache)) and type(cache).__module__ != SHARED_CACHES
+    if rewritten or not hasattr(cache, "reorder_cache"):
+        cache.batch_select_indices(rows)
+    else:
+        cache.reorder_cache(rows)
 
 
 def keeps_every_token(cache: Any) -> bool:
     """Whether a Hugging Face cache is made of nothing but the keys and values of single tokens.
 
-    A state that runs on, of a recurrence or of a convolution, has also taken in the padding that stood in a row.
+    A state that runs on, of a recurrence or of a convolution, has also taken in the padding that stood in a row. What a
+    model has a cache or a layer of its own for is taken for such a state.
     """
     layers = getattr(cache, "layers", None)
     return bool(layers) and all(
-        hasattr(layer, "keys") and not hasattr(layer, "conv_states") and not hasattr(layer, "recurrent_states")
+        hasattr(layer, "keys") and not hasattr(layer, "conv_states") and type(part).__module__ == SHARED_CACHES
         for layer in layers
+        for part in (cache, layer)
     )
 
 

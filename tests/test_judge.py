@@ -69,7 +69,12 @@ def ignore_padding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LeanRunner, "forward", blind)
 
 
-@pytest.mark.parametrize("fault", [drop_cache, leave_out_a_norm, shift_the_blocks, ignore_padding])
+def mix_up_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = Cache.batch_select_indices
+    monkeypatch.setattr(Cache, "batch_select_indices", lambda self, rows: honest(self, rows.sort().values))
+
+
+@pytest.mark.parametrize("fault", [drop_cache, leave_out_a_norm, shift_the_blocks, ignore_padding, mix_up_rows])
 def test_a_fault_in_the_written_out_path_is_found_and_told_and_another_path_is_taken(
     folders: dict[str, Path], fault: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
