@@ -169,6 +169,13 @@ def test_extracting_the_same_direction_again_keeps_its_evidence(run: Run, tiny: 
     run("calibrate", "robot", *FEW, "--layers", "2")
     run("extract", "robot", "--reading", "prompt")
     assert "limit" in load_vector(path).evidence
+    # Files of earlier versions, such as those that ship here, say less of how they were made.
+    before = load_vector(path)
+    older = {name: before.provenance[name] for name in ("persona", "n_pairs")}
+    replace(before, provenance=older).save(path)
+    told = json.loads(run("extract", "robot", "--reading", "prompt", "--json").stdout)
+    assert told["path"] == tiny.path
+    assert "limit" in load_vector(path).evidence
     run("extract", "robot", "--reading", "response", *SHORT)
     assert "limit" not in load_vector(path).evidence
 

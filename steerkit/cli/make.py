@@ -116,21 +116,24 @@ def extract_several(
     for pair, path in wanted:
         with progress(f"{pair.negative.name} → {pair.positive.name}") as bar.tell, quiet_libraries():
             found = next(results)
-        vector = keep_evidence(SteeringVector.from_bytes(found["vector"]), path)
+        fresh = SteeringVector.from_bytes(found["vector"])
+        vector = keep_evidence(fresh, path)
         vector.save(path)
-        audit = vector.provenance["audit"]
-        warnings = extraction.audit_warnings(audit, vector.provenance["n_pairs"])
+        # What stood there may be from a version that wrote down less.
+        told = fresh.provenance
+        audit = told["audit"]
+        warnings = extraction.audit_warnings(audit, told["n_pairs"])
         for line in warnings:
             warn(f"{pair.positive.name}: {line}")
         yield {
             "vector": str(path),
             "model": workers.model.name,
-            "path": vector.provenance["path"],
+            "path": told["path"],
             "persona": pair.positive.name,
             "against": pair.negative.name,
             "estimator": recipe.estimator,
             "reading": recipe.reading,
-            "n_pairs": vector.provenance["n_pairs"],
+            "n_pairs": told["n_pairs"],
             "layers": vector.model.layers,
             "width": vector.model.width,
             "seconds": round(found["seconds"], 2),
