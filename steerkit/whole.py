@@ -126,6 +126,8 @@ def load_whole(source: str, title: str, config: Any, device: torch.device | str,
     except ImportError as error:
         raise ModelError(_missing_library(title, quantised, error)) from error
     require_whole(title, told)
+    if not hasattr(model.get_input_embeddings(), "weight"):
+        raise ModelError(f"{title} is a {model_class.__name__}, which does not read one row of tokens; {_WANTED}")
     if isinstance(device, torch.device) and quantised is None:
         model.to(device)
     return model.eval().requires_grad_(False)

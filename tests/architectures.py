@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import re
 import shutil
 import time
 import warnings
@@ -843,7 +844,7 @@ def section(rows: Sequence[Row]) -> str:
     for row in rows:
         for column, outcome in row.outcomes.items():
             if outcome.detail:
-                detail = outcome.detail.replace(row.name, "NAME")
+                detail = re.sub(r"\S*/NAME", "NAME", outcome.detail.replace(row.name, "NAME"))
                 lines.setdefault((outcome.verdict, column, detail), []).append(row.name)
     if lines:
         told = [
