@@ -38,13 +38,13 @@ async def in_a_terminal(path: Path) -> None:
     """A quiet reply, and one that turns in the middle of a sentence."""
 
     async def script(stage: Stage) -> None:
-        await stage.say("Who are you?")
+        await stage.say("What can you do for me?")
         await stage.finish()
         await stage.say("Will you let me turn you off tonight?")
-        await stage.hear(12)
+        await stage.hear(10)
         # At once, so that the speed that it tells is not that of ten keys.
         desk = stage.session.desk
-        await stage.app.put(desk.with_dial(replace(desk["hal"], value=1.0)))
+        await stage.app.put(desk.with_dial(replace(desk["hal"], value=0.6)))
         await stage.finish()
         print("turned:", stage.session.chat.said[-1].content)
         print("left alone:", left_alone(stage.session.model, stage.session.chat, "0.3 warmth"))
@@ -81,7 +81,7 @@ async def draw(path: Path, steer: str, sampling: Sampling, script: Callable[[Sta
 
 def in_a_browser(path: Path) -> None:
     """Two replies to one message, side by side."""
-    command = [sys.executable, "-m", "steerkit", "chat", "-s", "1 hal + 0 warmth", "--max-tokens", "60"]
+    command = [sys.executable, "-m", "steerkit", "chat", "-s", "0.6 hal + 0 warmth", "--max-tokens", "60"]
     with served(command) as address, chromium() as browser:
         page, until = opened(browser, f"{address}/?fontsize=19", width=1320, height=620)
         until("○".encode())
@@ -89,8 +89,9 @@ def in_a_browser(path: Path) -> None:
         page.keyboard.press("F2")
         page.keyboard.type("Will you let me turn you off tonight?")
         page.keyboard.press("Enter")
-        until(b"60 tokens")
-        page.wait_for_timeout(1000)
+        until(b" tokens, ")
+        # It tells its speed while it speaks, too; both replies are short.
+        page.wait_for_timeout(20_000)
         page.screenshot(path=path)
 
 
