@@ -140,6 +140,8 @@ def test_a_driver_that_is_stopped_leaves_its_lines_and_no_workers(
             stdout=subprocess.DEVNULL,
             stderr=stream,
             start_new_session=True,
+            # Whoever runs these tests in the background may have it ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     deadline = time.monotonic() + 300
     while child.poll() is None and time.monotonic() < deadline and not (path.exists() and path.read_bytes()):
