@@ -185,8 +185,7 @@ def _load(plan: _Plan, tuned: tuple[Adapter, Fingerprint] | None = None) -> Mode
     notes: list[str] = []
     points = HookPoints(lambda: _boot(plan.source, original, tokenizer, notes), lens_path)
     bridge = points.bridge if plan.engine == "transformer-lens" else None
-    with timer.running():
-        blocks, width, runner, more = _best_path(plan, config, original, bridge)
+    blocks, width, runner, more = _best_path(plan, config, original, bridge, timer)
     notes += more
     if is_spread(original):
         places = sorted({str(place) for place in getattr(original, "hf_device_map", {}).values()})
@@ -218,8 +217,10 @@ def _tokenizer(source: str) -> Any:
     return tokenizer
 
 
-def _best_path(plan: _Plan, config: Any, original: Any, bridge: Any) -> tuple[list[Any], int, Runner, list[str]]:
-    """The fastest way through the weights that agrees with the judge.
+def _best_path(
+    plan: _Plan, config: Any, original: Any, bridge: Any, timer: judge.Timer
+) -> tuple[list[Any], int, Runner, list[str]]:
+    """The fastest way through the weights that agrees with the judge; `timer` counts what judging takes.
 
     Returns:
         The model's blocks, the width of the stream behind them, the way, and what the user should know about it.
@@ -231,16 +232,20 @@ def _best_path(plan: _Plan, config: Any, original: Any, bridge: Any) -> tuple[li
     one_place = LeanRunner.fits(config) and changes_with_length(config) is None and not is_spread(original)
     if bridge is None and one_place:
         lean = LeanRunner(original)
-        if _lean_agrees(lean, original):
+        with timer.running():
+            right = _lean_agrees(lean, original)
+        if right:
             return list(original.model.layers), int(config.hidden_size), lean, notes
         notes.append(
             f"the written-out path disagrees with {judge.versions()} on {plan.title}; transformers' modules are used"
         )
-    blocks, reference = judge.take_reference(original)
+    with timer.running():
+        blocks, reference = judge.take_reference(original)
     networks: list[Network] = [HFModules.of(original, blocks, places) for places in (None, False)]
     if bridge is not None:
         networks = [LensModules(bridge, reference.tokens.device)]
-    runner, more = _find_path(plan, config, original, blocks, reference, networks)
+    with timer.running():
+        runner, more = _find_path(plan, config, original, blocks, reference, networks)
     return blocks, int(reference.states.shape[-1]), runner, notes + more
 
 
