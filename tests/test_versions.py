@@ -129,10 +129,12 @@ def test_the_script_says_whether_the_file_will_do() -> None:
 
 
 def test_every_lane_of_ci_runs_test_files_that_are_there() -> None:
-    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8").replace("\\\n", " ")
     lanes = [line.split() for line in script.splitlines() if re.match(r"lane (lowest|newest) \d", line)]
     assert [lane[1] for lane in lanes] == ["lowest", "newest"]
     assert sum(int(seconds) for lane in lanes for seconds in lane[2:4]) <= 18 * 60
     for lane in lanes:
         assert "tests/test_models.py" in lane
-        assert [name for name in lane[4:] if not (ROOT / name).is_file()] == []
+        named = [name for name in lane[4:] if name.startswith("tests/")]
+        assert len(named) > 3
+        assert [name for name in named if not (ROOT / name).is_file()] == []
