@@ -21,7 +21,7 @@ from torch import Tensor
 
 from steerkit import runners
 from steerkit.errors import ModelError
-from steerkit.networks import find_blocks, input_device, ordinary_tokens, run_plainly, stream_of
+from steerkit.networks import Network, find_blocks, input_device, ordinary_tokens, run_plainly, stream_of
 
 N_STEPS = 3
 """Steps from the cache."""
@@ -143,8 +143,12 @@ def take_reference(model: Any, lengths: tuple[int, int] = LENGTHS) -> tuple[list
         ModelError: it cannot be run, has no blocks that states pass one by one, or computes what is no number.
     """
     tokens = judge_tokens(model, max(lengths) + N_STEPS).to(input_device(model))
+    quantised = getattr(model.config, "quantization_config", None) is not None
     try:
         blocks, states, logits = find_blocks(model, tokens)
+        reference = Reference(tokens, logits, states, model.dtype, lengths, quantised)
+        if not reference.exact:
+            reference = replace(reference, rounding=_rounding(model, reference))
     except REFUSALS as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
         raise ModelError(
@@ -153,9 +157,7 @@ def take_reference(model: Any, lengths: tuple[int, int] = LENGTHS) -> tuple[list
         ) from error
     if not bool(logits.isfinite().all()):
         raise ModelError(f"{type(model).__name__} computes logits that are no numbers; its weights are damaged")
-    quantised = getattr(model.config, "quantization_config", None) is not None
-    reference = Reference(tokens, logits, states, model.dtype, lengths, quantised)
-    return blocks, reference if reference.exact else replace(reference, rounding=_rounding(model, reference))
+    return blocks, reference
 
 
 def _rounding(model: Any, reference: Reference) -> float:
@@ -257,12 +259,11 @@ def _steps_agree(reference: Reference, forward: Forward, mask: Tensor, cache: An
     return reference.agrees(found, wanted, closely=True)
 
 
-def keeps_every_token(reference: Reference, forward: Forward) -> bool:
-    """Whether a path's cache is made of nothing but the keys and values of single tokens; see `runners`."""
+def keeps_every_token(reference: Reference, network: Network) -> bool:
+    """Whether the cache that modules make is of nothing but the keys and values of single tokens; see `runners`."""
     try:
         with torch.inference_mode():
-            tokens, mask = _padded(reference.tokens, reference.lengths)
-            return runners.keeps_every_token(forward.forward(tokens, mask, None, {}, 1, None)[1])
+            return runners.keeps_every_token(network.run(reference.tokens[:1], None, None, None, {}, 1)[1])
     except REFUSALS:
         return False
 

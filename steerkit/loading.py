@@ -281,7 +281,7 @@ def _candidates(networks: Sequence[Network], config: Any, reference: judge.Refer
         for network in networks:
             batched = BatchedForward(network)
             if judge.agrees(reference, batched) and judge.continues(reference, batched):
-                plain = judge.keeps_every_token(reference, batched)
+                plain = judge.keeps_every_token(reference, network)
                 holes = plain and sees_everything(config) and judge.continues(reference, batched, inside=True)
                 # What padding does to a state that runs on is less than rounding at first, and more in a longer text.
                 if plain or reference.exact:
@@ -289,8 +289,8 @@ def _candidates(networks: Sequence[Network], config: Any, reference: judge.Refer
     network = networks[-1]
     cached = RowForward(network, cached=True, continues=True, threshold=threshold, grows=grows)
     if network.has_cache and judge.agrees(reference, cached):
-        plain = reference.exact or judge.keeps_every_token(reference, cached)
-        yield RowForward(network, True, plain and judge.continues(reference, cached), threshold, grows)
+        told = reference.exact or judge.keeps_every_token(reference, network)
+        yield RowForward(network, True, told and judge.continues(reference, cached), threshold, grows)
     alone = RowForward(network, cached=False, continues=False)
     if judge.agrees(reference, alone):
         yield alone

@@ -301,6 +301,13 @@ def test_a_state_that_runs_on_meets_no_padding_that_rounding_would_hide(name: st
     assert "runs each row of a batch one after another" in rounded.notes[0]
 
 
+def test_rows_that_stand_alone_for_another_reason_go_on_from_their_cache_in_half_precision_too(tmp_path: Path) -> None:
+    folder = build(ZOO["bart-decoder"], tmp_path / "bart-decoder")
+    for dtype in ("float32", "bfloat16"):
+        model = load_model(str(folder), device="cpu", dtype=dtype)
+        assert (model.path, model.continues) == ("transformers, row by row", True)
+
+
 def test_the_judge_that_cannot_be_run_is_one_line_that_names_versions(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
